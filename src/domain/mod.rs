@@ -1,0 +1,20 @@
+//! The vocabulary of Pointsman: what a query, a signal and a decision are.
+//!
+//! Plain types with their invariants and no I/O. Everything else uses these words; nothing here uses anything else.
+
+pub mod decision;
+pub mod probability;
+pub mod query;
+pub mod reason;
+pub mod signal;
+pub mod tier;
+
+pub use decision::{
+    Candidate, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm, Fallback,
+    InputReport, IntentCall, PolicyRef, Source, Timings,
+};
+pub use probability::{Distribution, Probability};
+pub use query::{Content, InvalidQuery, Message, MessageRole, Priority, Query, Requirements};
+pub use reason::{Reason, ReasonCode};
+pub use signal::{Classification, Language, Structure, Structures, TextSignals};
+pub use tier::{Tier, TierChoice};
