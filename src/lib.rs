@@ -4,3 +4,4 @@
 //! (`tests/integration/tidy.rs` holds the order).
 
 pub mod domain;
+pub mod text;
