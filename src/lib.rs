@@ -3,5 +3,8 @@
 //! `ARCHITECTURE.md` tells how the modules fit together; each uses only modules above it in this list
 //! (`tests/integration/tidy.rs` holds the order).
 
+pub mod artifact;
 pub mod domain;
+pub mod encoder;
+pub mod offline;
 pub mod text;

@@ -20,7 +20,8 @@ pub(super) fn detect(text: &str) -> Option<Language> {
     }
     let info = whatlang::detect(start)?;
     // Between languages of one script the detector may waver; that a text is not in Latin letters is certain.
-    (info.confidence() >= MIN_CONFIDENCE || info.script() != whatlang::Script::Latin).then(|| Language(info.lang().code()))
+    (info.confidence() >= MIN_CONFIDENCE || info.script() != whatlang::Script::Latin)
+        .then(|| Language(info.lang().code()))
 }
 
 /// Scripts that name a language (or nearly) in a few characters.

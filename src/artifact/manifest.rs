@@ -1,0 +1,158 @@
+//! The two kinds of manifest: an encoder's and a classifier's.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{describe_tensors, sha256_hex};
+
+/// What both kinds of manifest have.
+pub trait Manifest: DeserializeOwned {
+    /// The value of the `schema` field.
+    const SCHEMA: &'static str;
+
+    /// Every file of the directory but the manifest itself.
+    fn files(&self) -> &BTreeMap<String, FileEntry>;
+}
+
+/// One file of a model directory.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its content, lower-case hexadecimal.
+    pub sha256: String,
+    /// Type and shape of each tensor, where it is a weights file: `f16[384, 1536]`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tensors: BTreeMap<String, String>,
+}
+
+/// `manifest.toml` of an encoder directory in Hugging Face layout.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderManifest {
+    /// [`Manifest::SCHEMA`].
+    pub schema: String,
+    /// Name of the encoder.
+    pub name: String,
+    /// Version of this directory.
+    pub version: String,
+    /// SPDX identifier of the weights' licence.
+    pub license: String,
+    /// Where the weights come from.
+    pub source: String,
+    /// SHA-256 of the weights file that was converted into this one.
+    pub upstream_sha256: String,
+    /// `config.json`, `tokenizer.json`, `model.safetensors`.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// `manifest.toml` of a classifier directory.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierManifest {
+    /// [`Manifest::SCHEMA`].
+    pub schema: String,
+    /// Name of the classifier.
+    pub name: String,
+    /// Version of this directory.
+    pub version: String,
+    /// The encoder it was trained on.
+    pub encoder: EncoderNeeded,
+    /// Layout of the text features it was trained on.
+    pub features: String,
+    /// Intent labels, in the order of the head's outputs.
+    pub intent_labels: Vec<String>,
+    /// How honest each head is, by head name.
+    pub calibration: BTreeMap<String, CalibrationFigures>,
+    /// How it was made.
+    pub training: TrainingRecord,
+    /// `heads.safetensors`.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// The encoder that a classifier was trained on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderNeeded {
+    /// Name of its model directory.
+    pub name: String,
+    /// SHA-256 of its weights file.
+    pub weights_sha256: String,
+    /// Longest input in word pieces, special ones included.
+    pub max_tokens: usize,
+}
+
+/// Measured figures of one head's calibrator, on rows used for nothing else.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationFigures {
+    /// How the scores are mapped to probabilities, for example `temperature`.
+    pub method: String,
+    /// Expected calibration error of the top label, 15 equal-width bins.
+    pub expected_calibration_error: f64,
+    /// Mean squared error of the whole probability vector.
+    pub brier_score: f64,
+    /// Rows measured on.
+    pub rows: u64,
+}
+
+/// How a classifier was made.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingRecord {
+    /// The command line.
+    pub command: String,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Rows trained on, by source.
+    pub rows_by_source: BTreeMap<String, u64>,
+}
+
+/// Just the `schema` field, read first so that a later format gives a clear message.
+#[derive(Deserialize)]
+pub(super) struct SchemaOnly {
+    pub(super) schema: String,
+}
+
+impl Manifest for EncoderManifest {
+    const SCHEMA: &'static str = "pointsman.encoder/v1";
+
+    fn files(&self) -> &BTreeMap<String, FileEntry> {
+        &self.files
+    }
+}
+
+impl Manifest for ClassifierManifest {
+    const SCHEMA: &'static str = "pointsman.classifier/v1";
+
+    fn files(&self) -> &BTreeMap<String, FileEntry> {
+        &self.files
+    }
+}
+
+impl EncoderManifest {
+    /// The `schema` value to write.
+    pub fn schema() -> String {
+        Self::SCHEMA.to_owned()
+    }
+}
+
+impl ClassifierManifest {
+    /// The `schema` value to write.
+    pub fn schema() -> String {
+        Self::SCHEMA.to_owned()
+    }
+}
+
+impl FileEntry {
+    /// Describes `bytes`; a weights file gets its tensors listed.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            sha256: sha256_hex(bytes),
+            tensors: describe_tensors(bytes).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The text encoder: tokens to `[batch, hidden]` f32 embeddings, rows L2-normalised.
+//!
+//! The graph is written once, in candle, over ragged batches: sequences are concatenated, never padded, so the cost of
+//! a batch is its tokens and no mask exists. Loaded from verified bytes in Hugging Face layout (`config.json`,
+//! `tokenizer.json`, `model.safetensors`). Source of the default weights: `models/README.md`.
+
+mod bert;
+mod tokenizer;
+
+use candle_core::{DType, Device};
+use ndarray::Array2;
+
+pub use bert::RaggedBatch;
+pub use tokenizer::{TextTokenizer, Tokens};
+
+use crate::artifact::{Artifact, ArtifactError, EncoderManifest};
+
+/// Weights file of an encoder directory.
+pub const WEIGHTS: &str = "model.safetensors";
+/// Configuration file of an encoder directory.
+pub const CONFIG: &str = "config.json";
+/// Tokenizer file of an encoder directory.
+pub const TOKENIZER: &str = "tokenizer.json";
+
+/// A loaded encoder. Immutable; shared by reference between threads.
+#[derive(Debug)]
+pub struct Encoder {
+    tokenizer: TextTokenizer,
+    bert: bert::Bert,
+    device: Device,
+    weights_sha256: String,
+    name: String,
+}
+
+/// Why an encoder cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum EncoderError {
+    /// The model directory is at fault.
+    #[error("the encoder's model directory cannot be used")]
+    Artifact(#[from] ArtifactError),
+    /// `config.json` is not a BERT configuration.
+    #[error("config.json is not a BERT configuration")]
+    Config(#[source] serde_json::Error),
+    /// `tokenizer.json` cannot be used.
+    #[error("tokenizer.json cannot be used: {0}")]
+    Tokenizer(String),
+    /// The configuration asks for something this encoder does not do.
+    #[error("unsupported encoder: {0}")]
+    Unsupported(String),
+    /// A tensor is missing or an operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// The device is not there.
+    #[error("device {device:?} cannot be used: {reason}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+// === impl Encoder ===
+
+impl Encoder {
+    /// Builds the encoder from a verified directory; `max_tokens` counts the two special ones.
+    ///
+    /// # Errors
+    /// When a file is missing, malformed, or describes something other than a BERT encoder.
+    pub fn load(
+        artifact: &Artifact<EncoderManifest>,
+        max_tokens: usize,
+        device: &Device,
+    ) -> Result<Self, EncoderError> {
+        let config: candle_transformers::models::bert::Config =
+            serde_json::from_slice(artifact.file(CONFIG)?).map_err(EncoderError::Config)?;
+        if !(3..=config.max_position_embeddings).contains(&max_tokens) {
+            return Err(EncoderError::Unsupported(format!(
+                "a sequence limit of {max_tokens} tokens; this encoder takes 3 to {}",
+                config.max_position_embeddings
+            )));
+        }
+        let weights = artifact.file(WEIGHTS)?;
+        let vb = candle_nn::VarBuilder::from_slice_safetensors(weights, DType::F32, device)?;
+        let weights_sha256 = artifact.manifest.files.get(WEIGHTS).map(|entry| entry.sha256.clone()).unwrap_or_default();
+        Ok(Self {
+            tokenizer: TextTokenizer::from_bytes(artifact.file(TOKENIZER)?, max_tokens)?,
+            bert: bert::Bert::load(&config, &vb)?,
+            device: device.clone(),
+            weights_sha256,
+            name: artifact.manifest.name.clone(),
+        })
+    }
+
+    /// The tokenizer that belongs to this encoder.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    /// Length of an embedding.
+    pub fn hidden_size(&self) -> usize {
+        self.bert.hidden_size()
+    }
+
+    /// Name of the model directory's encoder.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// SHA-256 of the weights file.
+    pub fn weights_sha256(&self) -> &str {
+        &self.weights_sha256
+    }
+
+    /// Where it runs: `cpu` or `cuda:N`.
+    pub fn device_name(&self) -> String {
+        match self.device.location() {
+            candle_core::DeviceLocation::Cpu => "cpu".into(),
+            candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
+    }
+
+    /// Embeds a batch of tokenised texts in one pass: `[texts, hidden]` f32, rows L2-normalised, in input order.
+    ///
+    /// # Errors
+    /// When a tensor operation fails, which on a CPU means a bug and on a GPU can mean exhausted memory.
+    pub fn embed(&self, texts: &[&Tokens]) -> Result<Array2<f32>, EncoderError> {
+        if texts.is_empty() {
+            return Ok(Array2::zeros((0, self.hidden_size())));
+        }
+        let batch = RaggedBatch::new(texts);
+        let embeddings = self.bert.forward(&batch, &self.device)?.to_vec2::<f32>()?;
+        let mut in_order = Array2::zeros((texts.len(), self.hidden_size()));
+        for (row, &index) in embeddings.iter().zip(batch.order()) {
+            in_order.row_mut(index).assign(&ndarray::ArrayView1::from(row.as_slice()));
+        }
+        Ok(in_order)
+    }
+}
+
+/// Opens the device named `cpu` or `cuda:N`.
+///
+/// # Errors
+/// When the name is unknown, the build has no CUDA, or the GPU is not there.
+pub fn open_device(name: &str) -> Result<Device, EncoderError> {
+    let fail = |reason: String| EncoderError::Device { device: name.to_owned(), reason };
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Device::Cpu),
+        Some(("cuda", ordinal)) => {
+            let ordinal = ordinal.parse().map_err(|_| fail("the number after cuda: must be a GPU's index".into()))?;
+            Device::new_cuda(ordinal).map_err(|error| {
+                fail(if cfg!(feature = "cuda") {
+                    error.to_string()
+                } else {
+                    "this build has no CUDA; build with --features cuda".into()
+                })
+            })
+        }
+        _ => Err(fail("use cpu or cuda:N".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_plainly() {
+        assert!(open_device("cpu").is_ok());
+        for bad in ["gpu", "cuda", "cuda:x", "cpu:0", ""] {
+            assert!(matches!(open_device(bad), Err(EncoderError::Device { .. })), "{bad}");
+        }
+        #[cfg(not(feature = "cuda"))]
+        assert!(open_device("cuda:0").unwrap_err().to_string().contains("--features cuda"));
+    }
+}

@@ -1,0 +1,145 @@
+//! Rows of JSON Lines files: prompts with what is known of them.
+
+use std::collections::BTreeMap;
+use std::io::BufRead as _;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::domain::Tier;
+
+/// One prompt. Fields that a file has beyond these are ignored: public sources carry many.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Row {
+    /// Unique within everything that is ever trained on; decides the split.
+    pub id: String,
+    /// The prompt.
+    pub text: String,
+    /// The intent label, where known.
+    #[serde(default)]
+    pub intent: Option<String>,
+    /// A distribution over intents where more than one is fair; sums to 1.
+    #[serde(default)]
+    pub soft: BTreeMap<String, f32>,
+    /// The tier by judgement, where known.
+    #[serde(default)]
+    pub tier: Option<Tier>,
+    /// The source's own label.
+    #[serde(default)]
+    pub task: Option<String>,
+    /// Score of each model's answer, 0..1.
+    #[serde(default)]
+    pub outcomes: BTreeMap<String, Option<f32>>,
+    /// The source's own split.
+    #[serde(default)]
+    pub split: Option<String>,
+}
+
+/// Why a file could not be read as rows.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The file cannot be opened or read.
+    #[error("cannot read {}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line is not a row.
+    #[error("{}:{line}: not a row", .path.display())]
+    BadRow {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A folder holds no `.jsonl` file.
+    #[error("{} holds no .jsonl file", .0.display())]
+    Empty(PathBuf),
+}
+
+impl Row {
+    /// Where the row comes from: its id up to the first slash.
+    pub fn source(&self) -> &str {
+        self.id.split('/').next().unwrap_or_default()
+    }
+}
+
+/// Every row of a file, or of every `.jsonl` file below a folder, in order of path.
+///
+/// # Errors
+/// Names the file and line at fault; training data is either wholly readable or refused.
+pub fn read_rows(path: &Path) -> Result<Vec<Row>, DatasetError> {
+    let mut files = Vec::new();
+    collect_files(path, &mut files)?;
+    if files.is_empty() {
+        return Err(DatasetError::Empty(path.to_owned()));
+    }
+    files.sort();
+    let mut rows = Vec::new();
+    for file in files {
+        read_file(&file, &mut rows)?;
+    }
+    Ok(rows)
+}
+
+fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), DatasetError> {
+    if !path.is_dir() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?.path();
+        if entry.is_dir() || entry.extension().is_some_and(|extension| extension == "jsonl") {
+            collect_files(&entry, files)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_file(path: &Path, rows: &mut Vec<Row>) -> Result<(), DatasetError> {
+    let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    for (index, line) in std::io::BufReader::new(file).lines().enumerate() {
+        let line = line.map_err(unreadable)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let row = serde_json::from_str(&line).map_err(|source| DatasetError::BadRow {
+            path: path.to_owned(),
+            line: index + 1,
+            source,
+        })?;
+        rows.push(row);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_folders_in_order_and_names_the_bad_line() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(dir.path().join("b.jsonl"), "{\"id\":\"s/2\",\"text\":\"two\",\"tier\":\"complex\"}\n\n")
+            .unwrap();
+        std::fs::write(dir.path().join("sub/a.jsonl"), "{\"id\":\"s/3\",\"text\":\"three\",\"extra\":1}\n").unwrap();
+        std::fs::write(dir.path().join("ignored.txt"), "x").unwrap();
+        let rows = read_rows(dir.path()).unwrap();
+        assert_eq!(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["s/2", "s/3"]);
+        assert_eq!(rows[0].tier, Some(Tier::Complex));
+        assert_eq!(rows[0].source(), "s");
+
+        std::fs::write(dir.path().join("b.jsonl"), "{\"id\":\"s/2\",\"text\":\"two\"}\n{\"id\":7}\n").unwrap();
+        let error = read_rows(dir.path()).unwrap_err();
+        assert!(error.to_string().ends_with("b.jsonl:2: not a row"), "{error}");
+    }
+}

@@ -1,0 +1,6 @@
+//! Work on files instead of requests: import encoders, train, score, evaluate, report.
+//!
+//! Uses the classifier and what lies below it; nothing that serves requests uses this.
+
+pub mod dataset;
+pub mod split;
