@@ -1,1 +1,3 @@
+//! Encoder benchmarks.
+
 fn main() {}

@@ -4,7 +4,10 @@
 //! (`tests/integration/tidy.rs` holds the order).
 
 pub mod artifact;
+pub mod classifier;
+pub mod cli;
 pub mod domain;
 pub mod encoder;
+pub mod heads;
 pub mod offline;
 pub mod text;

@@ -3,4 +3,5 @@
 //! Uses the classifier and what lies below it; nothing that serves requests uses this.
 
 pub mod dataset;
+pub mod import;
 pub mod split;

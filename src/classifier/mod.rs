@@ -1,0 +1,230 @@
+//! A loaded classifier directory: tokenizer, encoder and heads that belong together.
+//!
+//! Two steps, because they run in different places: [`Classifier::tokenize`] on the thread that took the request, and
+//! [`Classifier::classify`] for whole batches on the threads that own the encoder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use ndarray::Array2;
+
+use crate::artifact::{self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest};
+use crate::domain::{Classification, ClassifierRef};
+use crate::encoder::{Encoder, EncoderError, Tokens};
+use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
+use crate::text::{Prepared, features};
+
+/// Weights file of a classifier directory.
+pub const HEADS: &str = "heads.safetensors";
+
+/// Everything needed to turn prepared texts into [`Classification`]s. Immutable; shared between threads.
+#[derive(Debug)]
+pub struct Classifier {
+    encoder: Encoder,
+    heads: Heads,
+    manifest: ClassifierManifest,
+    reference: ClassifierRef,
+    dir: PathBuf,
+}
+
+/// A text as the classifier reads it.
+#[derive(Clone, Debug)]
+pub struct Input {
+    tokens: Tokens,
+    features: [f32; features::N_FEATURES],
+}
+
+/// Which classifier to load and where to run it.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Name below a root, or a directory.
+    pub name: String,
+    /// Where models are looked up by name.
+    pub roots: Vec<PathBuf>,
+    /// Sequence limit that replaces the manifest's.
+    pub max_tokens: Option<usize>,
+    /// Where the encoder runs.
+    pub device: Device,
+}
+
+/// Why a classifier cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The model directory is at fault.
+    #[error("the model directory cannot be used")]
+    Artifact(#[from] ArtifactError),
+    /// The encoder is at fault.
+    #[error("the encoder cannot be loaded")]
+    Encoder(#[from] EncoderError),
+    /// The heads are at fault.
+    #[error("the heads cannot be loaded")]
+    Heads(#[from] HeadsError),
+    /// The heads were trained on another encoder.
+    #[error("the classifier was trained on encoder weights {expected}, {name} has {found}")]
+    WrongEncoder {
+        /// The encoder found.
+        name: String,
+        /// Its weights' hash.
+        found: String,
+        /// The hash in the classifier's manifest.
+        expected: String,
+    },
+    /// The heads read other text features than this build makes.
+    #[error("the classifier reads features {expected:?}, this build makes {:?}", features::LAYOUT)]
+    WrongFeatures {
+        /// The layout in the classifier's manifest.
+        expected: String,
+    },
+}
+
+// === impl Classifier ===
+
+impl Classifier {
+    /// Loads, verifies and assembles a classifier and the encoder it names.
+    ///
+    /// # Errors
+    /// Says which file, hash or shape is wrong.
+    pub fn load(options: &LoadOptions) -> Result<Self, LoadError> {
+        let artifact = Artifact::<ClassifierManifest>::load(&options.name, &options.roots)?;
+        let needed = &artifact.manifest.encoder;
+        if artifact.manifest.features != features::LAYOUT {
+            return Err(LoadError::WrongFeatures { expected: artifact.manifest.features.clone() });
+        }
+        let encoder = load_encoder(
+            &needed.name,
+            &encoder_roots(&artifact.dir, &options.roots),
+            options.max_tokens.unwrap_or(needed.max_tokens),
+            &options.device,
+        )?;
+        if encoder.weights_sha256() != needed.weights_sha256 {
+            return Err(LoadError::WrongEncoder {
+                name: needed.name.clone(),
+                found: encoder.weights_sha256().to_owned(),
+                expected: needed.weights_sha256.clone(),
+            });
+        }
+        let weights = HeadWeights::from_bytes(artifact.file(HEADS)?).map_err(HeadsError::from)?;
+        let labels = &artifact.manifest.intent_labels;
+        let heads = Heads::new(weights, labels, encoder.hidden_size(), features::N_FEATURES)?;
+        let reference = ClassifierRef {
+            name: Arc::from(artifact.manifest.name.as_str()),
+            version: Arc::from(artifact.manifest.version.as_str()),
+            sha256: Arc::from(artifact.manifest_sha256.as_str()),
+        };
+        Ok(Self { encoder, heads, manifest: artifact.manifest, reference, dir: artifact.dir })
+    }
+
+    /// Which classifier this is.
+    pub fn reference(&self) -> &ClassifierRef {
+        &self.reference
+    }
+
+    /// Where it was loaded from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The encoder behind it.
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    /// Intent labels, in the order of every probability vector.
+    pub fn intent_labels(&self) -> &Arc<[Arc<str>]> {
+        self.heads.labels()
+    }
+
+    /// How honest each head is, by head name, as measured at training.
+    pub fn calibration(&self) -> impl Iterator<Item = (&str, &CalibrationFigures)> {
+        self.manifest.calibration.iter().map(|(head, figures)| (head.as_str(), figures))
+    }
+
+    /// Word pieces and features of a prepared text.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text, which none is known to do.
+    pub fn tokenize(&self, prepared: &Prepared) -> Result<Input, EncoderError> {
+        Input::new(&self.encoder, prepared)
+    }
+
+    /// Classifies a batch in one forward pass, in input order.
+    ///
+    /// # Errors
+    /// When the forward pass fails; nothing is known of any row then.
+    pub fn classify(&self, inputs: &[&Input]) -> Result<Vec<Classification>, EncoderError> {
+        let embeddings = embed(&self.encoder, inputs)?;
+        let features = feature_matrix(inputs);
+        let outputs = self.heads.apply(embeddings.view(), features.view());
+        Ok(inputs.iter().zip(outputs).map(|(input, output)| input.classification(output)).collect())
+    }
+}
+
+// === impl Input ===
+
+impl Input {
+    /// Reads a prepared text with `encoder`'s tokenizer.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn new(encoder: &Encoder, prepared: &Prepared) -> Result<Self, EncoderError> {
+        Ok(Self {
+            tokens: encoder.tokenizer().tokenize(&prepared.text)?,
+            features: features::extract(&prepared.text, &prepared.signals),
+        })
+    }
+
+    /// Word pieces that the encoder will read.
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.ids.len()
+    }
+
+    fn classification(&self, output: HeadOutput) -> Classification {
+        Classification {
+            intent: output.intent,
+            difficulty: output.difficulty,
+            tiers: output.tiers,
+            out_of_scope: output.out_of_scope,
+            tokens_used: self.tokens.ids.len() as u32,
+            tokens_cut: self.tokens.n_cut as u32,
+        }
+    }
+}
+
+/// Loads an encoder by name or directory.
+///
+/// # Errors
+/// Says which file, hash or shape is wrong.
+pub fn load_encoder(
+    name: &str,
+    roots: &[PathBuf],
+    max_tokens: usize,
+    device: &Device,
+) -> Result<Encoder, EncoderError> {
+    let artifact = Artifact::<EncoderManifest>::load(name, roots)?;
+    Encoder::load(&artifact, max_tokens, device)
+}
+
+/// Embeddings of a batch, `[inputs, hidden]`, in input order.
+///
+/// # Errors
+/// When the forward pass fails.
+pub fn embed(encoder: &Encoder, inputs: &[&Input]) -> Result<Array2<f32>, EncoderError> {
+    let tokens: Vec<&Tokens> = inputs.iter().map(|input| &input.tokens).collect();
+    encoder.embed(&tokens)
+}
+
+/// Text features of a batch, `[inputs, N_FEATURES]`, in input order.
+pub fn feature_matrix(inputs: &[&Input]) -> Array2<f32> {
+    let mut matrix = Array2::zeros((inputs.len(), features::N_FEATURES));
+    for (mut row, input) in matrix.outer_iter_mut().zip(inputs) {
+        row.assign(&ndarray::ArrayView1::from(&input.features));
+    }
+    matrix
+}
+
+/// An encoder is looked up beside the classifier that names it, then where all models are.
+fn encoder_roots(classifier_dir: &Path, roots: &[PathBuf]) -> Vec<PathBuf> {
+    let siblings = classifier_dir.parent().map(Path::to_owned);
+    siblings.into_iter().chain(roots.iter().cloned()).chain(artifact::default_roots(None)).collect()
+}
