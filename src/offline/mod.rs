@@ -3,4 +3,6 @@
 //! Uses the classifier and what lies below it; nothing that serves requests uses this.
 
 pub mod dataset;
+pub mod metrics;
+pub mod scored;
 pub mod split;
