@@ -4,4 +4,7 @@
 
 pub mod dataset;
 pub mod import;
+pub mod metrics;
+pub mod scored;
 pub mod split;
+pub mod train;
