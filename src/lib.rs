@@ -4,3 +4,6 @@
 //! (`tests/integration/tidy.rs` holds the order).
 
 pub mod domain;
+pub mod policy;
+pub mod rules;
+pub mod sources;

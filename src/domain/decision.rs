@@ -250,7 +250,10 @@ impl ConfidenceOf {
 }
 
 #[expect(clippy::ref_option, reason = "the signature serde asks for")]
-fn serialize_distribution<S: serde::Serializer>(value: &Option<Distribution>, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_distribution<S: serde::Serializer>(
+    value: &Option<Distribution>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(distribution) => serializer.collect_map(distribution.iter()),
         None => serializer.serialize_none(),

@@ -116,7 +116,11 @@ mod tests {
     fn every_code_is_documented() {
         let documented = include_str!("../../docs/reasons.md");
         for code in ReasonCode::ALL {
-            assert!(documented.contains(&format!("`{}`", code.as_str())), "{} is not in docs/reasons.md", code.as_str());
+            assert!(
+                documented.contains(&format!("`{}`", code.as_str())),
+                "{} is not in docs/reasons.md",
+                code.as_str()
+            );
         }
         let rows = documented.lines().filter(|line| line.starts_with("| `")).count();
         assert_eq!(rows, ReasonCode::ALL.len(), "docs/reasons.md lists a code that does not exist");
