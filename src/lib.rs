@@ -10,4 +10,7 @@ pub mod domain;
 pub mod encoder;
 pub mod heads;
 pub mod offline;
+pub mod policy;
+pub mod rules;
+pub mod sources;
 pub mod text;

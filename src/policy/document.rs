@@ -1,0 +1,314 @@
+//! The policy document as it is written; `docs/policy.md` is the operator's description of the same.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::domain::{Probability, Tier};
+use crate::rules::RuleSpec;
+
+/// The schema this version reads.
+pub const SCHEMA: &str = "pointsman.policy/v1";
+
+/// A whole policy document.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Document {
+    /// Names the policy; the same through all its versions.
+    pub id: String,
+    /// Names this state of it; opaque text.
+    pub version: String,
+    /// What can be called.
+    pub models: BTreeMap<String, ModelSpec>,
+    /// What applies to every request: providers, chains, routes, rules, thresholds and escalation at the top level.
+    pub base: LayerSpec,
+    /// What applies to requests of one role.
+    pub roles: BTreeMap<String, LayerSpec>,
+    /// What applies to requests of one tenant.
+    pub tenants: BTreeMap<String, TenantSpec>,
+    /// What to answer when there is no good evidence.
+    pub defaults: DefaultsSpec,
+}
+
+/// What one tenant overrides.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TenantSpec {
+    /// For all of the tenant's requests.
+    pub layer: LayerSpec,
+    /// For those of one role; the role need not be among the top-level ones.
+    pub roles: BTreeMap<String, LayerSpec>,
+}
+
+/// The part of a policy that a role, a tenant and a tenant's role can override.
+///
+/// Precedence: top level < role < tenant < the tenant's own role. Each field says how it combines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerSpec {
+    /// By name. A provider is off when any layer that applies turns it off, so that one flag at the top turns it off
+    /// everywhere.
+    pub providers: BTreeMap<String, ProviderSpec>,
+    /// Only these providers; every layer that has a list must allow the provider. Overrides only.
+    pub allowed_providers: Option<Vec<String>>,
+    /// Models to try, in order, by chain name. The most specific layer that has the name wins, also for routes of
+    /// more general layers.
+    pub chains: BTreeMap<String, Vec<String>>,
+    /// Looked at from the top, the most specific layer's first; the first that fits wins.
+    pub routes: Vec<RouteSpec>,
+    /// Joined with those of the other layers; a rule replaces one of the same name in a more general layer.
+    pub rules: Vec<RuleSpec>,
+    /// Value by value the most specific wins.
+    pub thresholds: ThresholdsSpec,
+    /// Value by value the most specific wins.
+    pub escalation: EscalationSpec,
+    /// Use this chain whatever the query says. Overrides only; the most specific wins.
+    pub chain: Option<String>,
+}
+
+/// Who serves models.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+pub struct ProviderSpec {
+    /// Off: none of its models is used.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+/// What can be called.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct ModelSpec {
+    /// Who serves it.
+    pub provider: String,
+    /// The name to send to the provider.
+    pub provider_model: String,
+    /// How the caller reaches it.
+    #[serde(default)]
+    pub access_path: AccessPath,
+    /// What it costs.
+    pub price_per_million_tokens: PriceSpec,
+    /// Most tokens of input and output together.
+    pub context_window_tokens: u32,
+    /// What it offers.
+    #[serde(default)]
+    pub capabilities: Vec<Capability>,
+    /// Typical time to a whole answer. Absent: a request with a latency cap does not get this model.
+    pub typical_latency_ms: Option<u32>,
+    /// Where it is offered, free names. Empty: a request that asks for a region does not get this model.
+    #[serde(default)]
+    pub regions: Vec<String>,
+    /// How capable it is, on the logit scale of difficulty: P(success) = 1 / (1 + exp(difficulty - ability)), where
+    /// a difficulty of d in 0..1 is ln(d / (1 - d)). Absent: its P(success) is unknown.
+    pub ability: Option<f64>,
+    /// For the caller to pass on to the provider.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, serde_json::Value>,
+    /// Share of requests by endpoint name; shares sum to 1.
+    #[serde(default)]
+    pub endpoints: BTreeMap<String, f64>,
+}
+
+/// Prices in US dollars per million tokens.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+pub struct PriceSpec {
+    /// Tokens sent.
+    pub input_usd: f64,
+    /// Tokens answered.
+    pub output_usd: f64,
+}
+
+/// How the caller reaches a model; opaque to Pointsman.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum AccessPath {
+    /// The provider's own interface.
+    #[default]
+    Native,
+    /// Through a gateway in front of the provider.
+    Gateway,
+    /// An endpoint of the operator's own.
+    Direct,
+}
+
+/// What a model can offer.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    /// Tool calls.
+    Tools,
+    /// Images as input.
+    Vision,
+    /// Guaranteed JSON output.
+    JsonMode,
+}
+
+/// Intent and tier to chain.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct RouteSpec {
+    /// Intents it takes; `"*"` is any.
+    pub intent: Vec<String>,
+    /// Tiers it takes; `"*"` is any.
+    pub tier: Vec<TierPattern>,
+    /// The chain to use.
+    pub chain: String,
+}
+
+/// One tier or all.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum TierPattern {
+    /// Every tier.
+    #[serde(rename = "*")]
+    Any,
+    /// [`Tier::Simple`].
+    Simple,
+    /// [`Tier::Medium`].
+    Medium,
+    /// [`Tier::Complex`].
+    Complex,
+}
+
+/// How much evidence is enough.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct ThresholdsSpec {
+    /// The tier is the lowest that suffices with at least this probability. Default 0.80.
+    pub min_confidence: Option<Probability>,
+    /// An intent less probable than this gives way to `defaults.intent`. Default 0.35.
+    pub min_intent_confidence: Option<Probability>,
+    /// A query with at least this probability of being out of scope gets `defaults.out_of_scope`. Default 0.90.
+    pub out_of_scope: Option<Probability>,
+    /// By intent; stronger than `min_confidence` of the same layer.
+    #[serde(default)]
+    pub by_intent: BTreeMap<String, IntentThresholdsSpec>,
+}
+
+/// Thresholds of one intent.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+pub struct IntentThresholdsSpec {
+    /// As in [`ThresholdsSpec`].
+    pub min_confidence: Option<Probability>,
+}
+
+/// Where to go when an answer is not good enough.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct EscalationSpec {
+    /// Models, each stronger and not cheaper than the one before. Default: none, so no escalation.
+    pub ladder: Option<Vec<String>>,
+    /// Most escalations of one request. Default 2.
+    pub max_hops: Option<u32>,
+    /// Escalate when the answer's score is below this. Default 0.60.
+    pub score_threshold: Option<Probability>,
+}
+
+/// What to answer when there is no good evidence.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct DefaultsSpec {
+    /// The intent to act on when the classifier's is not usable. Default `other`.
+    #[serde(default = "other")]
+    pub intent: String,
+    /// When the intent is too uncertain.
+    #[serde(default)]
+    pub low_confidence: SafeAnswerSpec,
+    /// When the query looks like nothing the classifier knows.
+    #[serde(default)]
+    pub out_of_scope: SafeAnswerSpec,
+    /// Languages the classifier understands (ISO 639-3). Default `[eng]`; empty: all.
+    #[serde(default = "english")]
+    pub supported_languages: Vec<String>,
+    /// When the text is in another language.
+    #[serde(default)]
+    pub unsupported_language: SafeAnswerSpec,
+    /// When the classifier could not be consulted. Default tier `medium`.
+    #[serde(default)]
+    pub degraded: SafeAnswerSpec,
+    /// What a tenant gets that the policy does not have. Default `base`.
+    #[serde(default)]
+    pub unknown_tenant: UnknownTenant,
+    /// Length of an answer where the request does not say. Default 512.
+    #[serde(default = "expected_output_tokens")]
+    pub expected_output_tokens: u32,
+}
+
+/// What to do without trusting the classifier.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct SafeAnswerSpec {
+    /// Act on this tier instead of the classifier's.
+    pub tier: Option<Tier>,
+    /// Use this chain instead of the routes'.
+    pub chain: Option<String>,
+}
+
+/// What a tenant gets that the policy does not have.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownTenant {
+    /// The top level of the policy, with a reason that says so.
+    #[default]
+    Base,
+    /// An error to the caller.
+    Refuse,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn other() -> String {
+    "other".to_owned()
+}
+
+fn english() -> Vec<String> {
+    vec!["eng".to_owned()]
+}
+
+fn expected_output_tokens() -> u32 {
+    512
+}
+
+// === impl ProviderSpec ===
+
+impl Default for ProviderSpec {
+    fn default() -> Self {
+        Self { enabled: yes() }
+    }
+}
+
+// === impl DefaultsSpec ===
+
+impl Default for DefaultsSpec {
+    fn default() -> Self {
+        Self {
+            intent: other(),
+            low_confidence: SafeAnswerSpec::default(),
+            out_of_scope: SafeAnswerSpec::default(),
+            supported_languages: english(),
+            unsupported_language: SafeAnswerSpec::default(),
+            degraded: SafeAnswerSpec::default(),
+            unknown_tenant: UnknownTenant::default(),
+            expected_output_tokens: expected_output_tokens(),
+        }
+    }
+}
+
+// === impl AccessPath ===
+
+impl AccessPath {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Gateway => "gateway",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+// === impl TierPattern ===
+
+impl TierPattern {
+    /// Whether it takes `tier`.
+    pub fn takes(self, tier: Tier) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Simple => tier == Tier::Simple,
+            Self::Medium => tier == Tier::Medium,
+            Self::Complex => tier == Tier::Complex,
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The policy: the versioned document that maps signals to candidates, and what is decided with it.
+//!
+//! [`Policy::load`] takes a document's bytes through [`parse`] (YAML to typed values, every finding with its line)
+//! and [`validate`] (references, numbers, what cannot be meant) to an immutable snapshot. [`Policy::scope`] picks what
+//! applies to a tenant and role, and [`Scope::resolve`] turns signals into candidates. `docs/policy.md` is the
+//! operator's view. Uses `domain` and `rules`; no I/O.
+
+mod decode;
+mod document;
+mod finding;
+mod parse;
+mod resolve;
+mod scope;
+mod select;
+mod snapshot;
+mod tree;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use document::{
+    AccessPath, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec, ProviderSpec,
+    RouteSpec, SCHEMA, SafeAnswerSpec, TenantSpec, ThresholdsSpec, TierPattern, UnknownTenant,
+};
+pub use finding::{Finding, FindingCode, Severity, render_findings};
+pub use resolve::{NoCandidate, Resolution, Signals};
+pub use scope::{Scope, ScopeError};
+pub(crate) use snapshot::sha256_hex;
+pub use snapshot::{InvalidPolicy, Policy, PolicyOptions};
+
+/// The policy that is in force when no other is given.
+pub const DEFAULT_DOCUMENT: &str = include_str!("default.yaml");
+/// Largest document, in bytes.
+pub const MAX_DOCUMENT_BYTES: usize = 1024 * 1024;
+/// Deepest nesting of lists and mappings in a document.
+pub const MAX_DOCUMENT_DEPTH: usize = 64;

@@ -1,0 +1,185 @@
+//! What of a policy applies to one request: the layers for its tenant and role.
+//!
+//! Nothing is merged ahead: a scope is at most four layers, and each question walks them. So a policy with many
+//! tenants and roles takes memory for what is written and not for every pair of them.
+
+use std::sync::Arc;
+
+use crate::domain::{Probability, Reason, ReasonCode};
+use crate::rules::{RuleOutcome, RuleStack};
+
+use super::document::UnknownTenant;
+use super::snapshot::{Chain, Defaults, Layer, Model, Policy};
+
+/// The part of a policy that applies to a tenant and role.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    pub(super) policy: Arc<Policy>,
+    tenant: String,
+    role: String,
+    pub(super) unknown_tenant: bool,
+    rules: RuleStack,
+}
+
+/// Why a request has no scope: the caller's fault.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ScopeError {
+    /// The policy refuses tenants it does not have.
+    #[error("tenant {0:?} is not in the policy, which refuses unknown tenants")]
+    UnknownTenant(String),
+    /// A role decides what may be called, so a misspelt one must not pass.
+    #[error("role {role:?} is not in the policy; known roles: {}", known_roles(known))]
+    UnknownRole {
+        /// What was asked for.
+        role: String,
+        /// What could be, sorted.
+        known: Vec<String>,
+    },
+}
+
+/// Thresholds when no layer has them.
+const MIN_CONFIDENCE: f64 = 0.80;
+const MIN_INTENT_CONFIDENCE: f64 = 0.35;
+const OUT_OF_SCOPE: f64 = 0.90;
+const SCORE_THRESHOLD: f64 = 0.60;
+const MAX_HOPS: u32 = 2;
+
+// === impl Policy ===
+
+impl Policy {
+    /// What applies to `tenant` and `role`; empty: none.
+    ///
+    /// # Errors
+    /// When the policy does not have the role, or not the tenant and refuses such.
+    pub fn scope(self: &Arc<Self>, tenant: &str, role: &str) -> Result<Scope, ScopeError> {
+        let entry = self.tenants.get(tenant);
+        let unknown_tenant = entry.is_none() && !tenant.is_empty();
+        if unknown_tenant && self.defaults.spec.unknown_tenant == UnknownTenant::Refuse {
+            return Err(ScopeError::UnknownTenant(tenant.to_owned()));
+        }
+        let own_roles = entry.map(|tenant| &tenant.roles);
+        let known = self.roles.contains_key(role) || own_roles.is_some_and(|roles| roles.contains_key(role));
+        if !role.is_empty() && !known {
+            let own = own_roles.into_iter().flat_map(|roles| roles.keys());
+            let mut known: Vec<String> = self.roles.keys().chain(own).cloned().collect();
+            known.sort_unstable();
+            known.dedup();
+            return Err(ScopeError::UnknownRole { role: role.to_owned(), known });
+        }
+        let mut scope = Scope {
+            policy: Arc::clone(self),
+            tenant: tenant.to_owned(),
+            role: role.to_owned(),
+            unknown_tenant,
+            rules: RuleStack::default(),
+        };
+        scope.rules = RuleStack::new(scope.layers().into_iter().rev().map(|layer| Arc::clone(&layer.rules)));
+        Ok(scope)
+    }
+}
+
+// === impl Scope ===
+
+impl Scope {
+    /// The rules that apply.
+    pub fn rules(&self) -> &RuleStack {
+        &self.rules
+    }
+
+    /// The policy behind it.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// Whether the answer needs no classifier: the rules fixed enough, or a role or tenant forces the chain.
+    pub fn decisive(&self, rules: &RuleOutcome) -> bool {
+        rules.decisive() || self.forced_chain().is_some()
+    }
+
+    /// The chain that a role or tenant forces whatever the query says, and which of them does.
+    pub(super) fn forced_chain(&self) -> Option<(Arc<str>, &str)> {
+        self.find(|layer| layer.chain.as_ref().map(|chain| (Arc::clone(chain), layer.origin.as_str())))
+    }
+
+    /// The layers that apply, the most specific first.
+    pub(super) fn layers(&self) -> impl DoubleEndedIterator<Item = &Layer> + ExactSizeIterator {
+        let tenant = self.policy.tenants.get(&self.tenant);
+        let own_role = tenant.and_then(|tenant| tenant.roles.get(&self.role));
+        let role = self.policy.roles.get(&self.role);
+        let layers = [own_role, tenant.map(|tenant| &tenant.layer), role, Some(&self.policy.base)];
+        layers.into_iter().flatten().collect::<Vec<_>>().into_iter()
+    }
+
+    /// The most specific layer's answer.
+    fn find<'a, T>(&'a self, ask: impl Fn(&'a Layer) -> Option<T>) -> Option<T> {
+        self.layers().find_map(ask)
+    }
+
+    pub(super) fn chain(&self, name: &str) -> Option<&Chain> {
+        self.find(|layer| layer.chains.get(name))
+    }
+
+    pub(super) fn models(&self) -> &[Model] {
+        &self.policy.models
+    }
+
+    pub(super) fn defaults(&self) -> &Defaults {
+        &self.policy.defaults
+    }
+
+    /// The asked probability that the tier suffices; a layer's `by_intent` is stronger than its general value.
+    pub(super) fn min_confidence(&self, intent: &str) -> Probability {
+        let ask = |layer: &Layer| {
+            let own = layer.thresholds.by_intent.get(intent).and_then(|thresholds| thresholds.min_confidence);
+            own.or(layer.thresholds.min_confidence)
+        };
+        self.find(ask).unwrap_or(Probability::saturating(MIN_CONFIDENCE))
+    }
+
+    pub(super) fn min_intent_confidence(&self) -> Probability {
+        self.find(|layer| layer.thresholds.min_intent_confidence)
+            .unwrap_or(Probability::saturating(MIN_INTENT_CONFIDENCE))
+    }
+
+    pub(super) fn out_of_scope(&self) -> Probability {
+        self.find(|layer| layer.thresholds.out_of_scope).unwrap_or(Probability::saturating(OUT_OF_SCOPE))
+    }
+
+    pub(super) fn ladder(&self) -> &[usize] {
+        self.find(|layer| layer.ladder.as_deref()).unwrap_or_default()
+    }
+
+    pub(super) fn max_hops(&self) -> u32 {
+        self.find(|layer| layer.max_hops).unwrap_or(MAX_HOPS)
+    }
+
+    pub(super) fn score_threshold(&self) -> Probability {
+        self.find(|layer| layer.score_threshold).unwrap_or(Probability::saturating(SCORE_THRESHOLD))
+    }
+
+    /// Why `provider` may not be used, if it may not.
+    pub(super) fn provider_refused(&self, provider: &str) -> Option<(ReasonCode, String)> {
+        self.find(|layer| {
+            if layer.disabled.contains(provider) {
+                let text = format!("provider {provider} is disabled by {}", layer.origin);
+                return Some((ReasonCode::ProviderDisabled, text));
+            }
+            let allowed = layer.allowed.as_ref().is_none_or(|allowed| allowed.contains(provider));
+            (!allowed).then(|| {
+                let text = format!("provider {provider} is not among those allowed by {}", layer.origin);
+                (ReasonCode::ProviderNotAllowed, text)
+            })
+        })
+    }
+
+    pub(super) fn unknown_tenant_reason(&self) -> Option<Reason> {
+        self.unknown_tenant.then(|| {
+            let text = "the tenant is not in the policy; the top level applies";
+            Reason::about(ReasonCode::UnknownTenant, self.tenant.as_str(), text)
+        })
+    }
+}
+
+fn known_roles(known: &[String]) -> String {
+    if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+}

@@ -1,0 +1,199 @@
+//! Filter, then select: which models of a chain may answer, what they cost and how likely they do well.
+
+use crate::domain::{Candidate, Escalation, Probability, Reason, ReasonCode, Requirements};
+
+use super::scope::Scope;
+use super::snapshot::Model;
+
+/// What the filters compare models with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Demand<'a> {
+    pub(super) requirements: &'a Requirements,
+    pub(super) input_tokens: u32,
+    pub(super) output_tokens: u32,
+    /// `None`: not known, so neither is any P(success).
+    pub(super) difficulty: Option<Probability>,
+    pub(super) sticky_key: &'a str,
+}
+
+// === impl Demand ===
+
+impl Demand<'_> {
+    /// Why `model` must not be used, by the first filter that removes it.
+    pub(super) fn refuse(&self, model: &Model, scope: &Scope) -> Option<Reason> {
+        let (code, text) =
+            scope.provider_refused(&model.provider).or_else(|| self.unallowed(model)).or_else(|| self.unfit(model))?;
+        Some(Reason::about(code, &*model.name, text))
+    }
+
+    fn unallowed(&self, model: &Model) -> Option<(ReasonCode, String)> {
+        let allowed = &self.requirements.allowed_providers;
+        let refused = !allowed.is_empty() && !allowed.iter().any(|name| *name == *model.provider);
+        refused.then(|| {
+            let text = format!("provider {} is not among those the request allows", model.provider);
+            (ReasonCode::ProviderNotAllowed, text)
+        })
+    }
+
+    fn unfit(&self, model: &Model) -> Option<(ReasonCode, String)> {
+        let asked = self.requirements;
+        let capabilities = [
+            ("tools", asked.tools, model.tools),
+            ("vision", asked.vision, model.vision),
+            ("json_mode", asked.json_mode, model.json_mode),
+        ];
+        if let Some((name, ..)) = capabilities.iter().find(|(_, asked, offered)| *asked && !offered) {
+            return Some((ReasonCode::CapabilityMissing, format!("does not offer {name}")));
+        }
+        if !asked.data_regions.is_empty() && !asked.data_regions.iter().any(|region| model.regions.contains(region)) {
+            let text = format!("is offered in none of the regions {}", asked.data_regions.join(", "));
+            return Some((ReasonCode::RegionMismatch, text));
+        }
+        let needed = self.context_tokens();
+        if u64::from(model.context_window_tokens) < needed {
+            let text = format!("has a context of {} tokens, {needed} are needed", model.context_window_tokens);
+            return Some((ReasonCode::ContextTooSmall, text));
+        }
+        let cost = self.cost_usd(model);
+        if let Some(cap) = asked.max_cost_usd.filter(|cap| cost > *cap) {
+            return Some((
+                ReasonCode::CostCapExceeded,
+                format!("would cost about ${cost:.6}, at most ${cap:.6} is allowed"),
+            ));
+        }
+        if let Some(cap) = asked.max_latency_ms {
+            match model.typical_latency_ms {
+                None => {
+                    let text = "has no typical latency in the policy, so the request's cap cannot be kept".to_owned();
+                    return Some((ReasonCode::LatencyCapExceeded, text));
+                }
+                Some(typical) if typical > cap => {
+                    let text = format!("typically takes {typical} ms, at most {cap} ms is allowed");
+                    return Some((ReasonCode::LatencyCapExceeded, text));
+                }
+                Some(_) => {}
+            }
+        }
+        match (asked.min_quality, self.success(model)) {
+            (Some(floor), Some(success)) if success.value() < floor => {
+                let text = format!("answers well with probability {:.3}, {floor:.3} is asked", success.value());
+                Some((ReasonCode::QualityBelowFloor, text))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the caller is told about `model`.
+    pub(super) fn candidate(&self, model: &Model) -> Candidate {
+        Candidate {
+            model: model.name.clone(),
+            provider: model.provider.clone(),
+            provider_model: model.provider_model.clone(),
+            access_path: model.access_path,
+            parameters: model.parameters.clone(),
+            estimated_cost_usd: self.cost_usd(model),
+            success_probability: self.success(model),
+            endpoint: self.endpoint(model).to_owned(),
+        }
+    }
+
+    /// The next stronger usable step of the scope's ladder after `selected`.
+    pub(super) fn escalation(&self, selected: usize, scope: &Scope) -> Option<Escalation> {
+        let max_hops = scope.max_hops();
+        let models = scope.models();
+        let from = models.get(selected)?;
+        let ladder = scope.ladder();
+        let standing = ladder.iter().position(|step| *step == selected);
+        let stronger = ladder.iter().enumerate().filter_map(|(position, step)| {
+            let step = models.get(*step)?;
+            // On the ladder its order counts; a model beside it is compared with each step.
+            let is_stronger = standing.map_or_else(|| is_stronger(step, from), |standing| position > standing);
+            (is_stronger && self.refuse(step, scope).is_none()).then_some(step)
+        });
+        let steps: Vec<&Model> = stronger.collect();
+        let next = steps.first()?;
+        let hops_left = max_hops.min(steps.len() as u32);
+        (hops_left > 0).then(|| Escalation {
+            next: self.candidate(next),
+            score_threshold: scope.score_threshold(),
+            hops_left,
+        })
+    }
+
+    fn context_tokens(&self) -> u64 {
+        let estimated = u64::from(self.input_tokens) + u64::from(self.output_tokens);
+        self.requirements.context_tokens.map_or(estimated, u64::from)
+    }
+
+    fn cost_usd(&self, model: &Model) -> f64 {
+        let input = f64::from(self.input_tokens) * model.price.input_usd;
+        let output = f64::from(self.output_tokens) * model.price.output_usd;
+        (input + output) / 1e6
+    }
+
+    /// P(the model answers well): a one-parameter logistic model, both sides on the logit scale.
+    fn success(&self, model: &Model) -> Option<Probability> {
+        let difficulty = logit(self.difficulty?.value());
+        Some(Probability::saturating(1.0 / (1.0 + (difficulty - model.ability?).exp())))
+    }
+
+    /// The endpoint by weight; the same key gets the same one on every replica.
+    fn endpoint<'m>(&self, model: &'m Model) -> &'m str {
+        let point = unit_hash(&model.name, self.sticky_key);
+        let mut cumulative = 0.0;
+        for (name, weight) in &model.endpoints {
+            cumulative += weight;
+            if point < cumulative {
+                return name;
+            }
+        }
+        // Rounding can leave the sum a hair under 1.
+        model.endpoints.iter().rfind(|(_, weight)| *weight > 0.0).map_or("", |(name, _)| name)
+    }
+}
+
+/// By ability where both have one, else by price: policies list dearer models because they are better.
+pub(super) fn is_stronger(step: &Model, than: &Model) -> bool {
+    match (step.ability, than.ability) {
+        (Some(step), Some(than)) => step > than,
+        _ => step.price.input_usd + step.price.output_usd > than.price.input_usd + than.price.output_usd,
+    }
+}
+
+/// Difficulty on the scale of ability; the ends are cut so that it stays finite.
+fn logit(p: f64) -> f64 {
+    let p = p.clamp(0.001, 0.999);
+    (p / (1.0 - p)).ln()
+}
+
+/// A number in `0..1` that depends only on its arguments, on every machine and in every release: FNV-1a, mixed.
+fn unit_hash(salt: &str, key: &str) -> f64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in salt.bytes().chain([0]).chain(key.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    // The finaliser of SplitMix64: FNV alone leaves the high bits of short keys alike.
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^= hash >> 31;
+    (hash >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hash_is_stable_and_even() {
+        // Fixed by value: a change would move every session to another endpoint.
+        assert_eq!((unit_hash("gpt", "session-1") * 1e6) as u64, 151_381);
+        let low = (0..10_000).filter(|i| unit_hash("m", &format!("s{i}")) < 0.3).count();
+        assert!((2_800..3_200).contains(&low), "{low} of 10,000 fell below 0.3");
+    }
+
+    #[test]
+    fn logit_is_finite_at_the_ends() {
+        assert!(logit(0.0).is_finite() && logit(1.0).is_finite());
+        assert!(logit(0.5).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,24 @@
+//! The pre-filter: rules that look at a query before any model does.
+//!
+//! A policy carries rules; [`RuleSet::compile`] checks them and builds one automaton for all keywords and one for all
+//! regular expressions, and [`RuleStack::evaluate`] answers what they fix. Evaluation is total, deterministic and
+//! linear in the length of the text. Uses `domain` alone.
+
+mod compile;
+mod evaluate;
+mod outcome;
+mod path;
+mod spec;
+
+pub use compile::{RuleError, RuleProblem, RuleSet};
+pub use evaluate::{RuleInput, RuleStack};
+pub use outcome::{FixedBy, RuleOutcome};
+pub use path::{Path, Step};
+pub use spec::{ConditionSpec, EffectSpec, LengthSpec, RuleSpec};
+
+/// Deepest nesting of conditions.
+pub const MAX_CONDITION_DEPTH: usize = 16;
+/// Most memory one compiled regular expression may take, in bytes; bounds the time per byte of text too.
+pub const MAX_REGEX_BYTES: usize = 1024 * 1024;
+/// Most memory all regular expressions of one rule list may take, in bytes.
+pub const MAX_REGEX_SET_BYTES: usize = 16 * 1024 * 1024;
