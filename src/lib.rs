@@ -4,13 +4,18 @@
 //! (`tests/integration/tidy.rs` holds the order).
 
 pub mod artifact;
+pub mod batch;
 pub mod classifier;
 pub mod cli;
+pub mod config;
 pub mod domain;
 pub mod encoder;
 pub mod heads;
 pub mod offline;
 pub mod policy;
+pub mod router;
+pub mod rpc;
 pub mod rules;
 pub mod sources;
+pub mod telemetry;
 pub mod text;

@@ -140,6 +140,11 @@ impl Classifier {
         self.manifest.calibration.iter().map(|(head, figures)| (head.as_str(), figures))
     }
 
+    /// How tier probabilities were calibrated; empty: not at all.
+    pub fn tier_calibrator(&self) -> &str {
+        self.manifest.calibration.get("tier").map_or("", |figures| figures.method.as_str())
+    }
+
     /// Word pieces and features of a prepared text.
     ///
     /// # Errors
@@ -177,6 +182,12 @@ impl Input {
     /// Word pieces that the encoder will read.
     pub fn n_tokens(&self) -> usize {
         self.tokens.ids.len()
+    }
+
+    /// An input of `n_tokens` meaningless word pieces.
+    #[cfg(test)]
+    pub(crate) fn of_length(n_tokens: usize) -> Self {
+        Self { tokens: Tokens { ids: vec![0; n_tokens], n_cut: 0 }, features: [0.0; features::N_FEATURES] }
     }
 
     fn classification(&self, output: HeadOutput) -> Classification {

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod import;
+mod train;
 
 use std::process::ExitCode;
 
@@ -18,6 +19,8 @@ pub struct Cli {
 enum Command {
     /// Convert an encoder in Hugging Face layout into a model directory.
     Import(import::Args),
+    /// Train heads for a label set on a frozen encoder.
+    Train(train::Args),
 }
 
 /// Exit code for a command line or configuration that cannot be used (`EX_USAGE`).
@@ -27,6 +30,7 @@ pub const EX_USAGE: u8 = 64;
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Import(args) => import::run(&args),
+        Command::Train(args) => train::run(&args),
     };
     match result {
         Ok(code) => code,

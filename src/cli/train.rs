@@ -1,0 +1,131 @@
+//! `pointsman train`: heads for any label set on a frozen encoder.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use comfy_table::Table;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::artifact::default_roots;
+use crate::encoder::open_device;
+use crate::offline::train::{Recipe, TrainOptions, TrainReport, train};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Files or folders of JSON Lines rows: {"id", "text", "intent" | "task", "tier", "outcomes"}.
+    #[arg(long, required = true, num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Model directory to write; its last part becomes the classifier's name.
+    #[arg(long)]
+    out: PathBuf,
+    /// Weights, caps and label mapping (TOML); see training-data/README.md.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Frozen encoder: a name or a directory.
+    #[arg(long, default_value = "all-MiniLM-L6-v2")]
+    encoder: String,
+    /// Where models are looked up by name [default: ./models, then beside the executable].
+    #[arg(long, env = "POINTSMAN_MODELS_DIR")]
+    models_dir: Option<PathBuf>,
+    /// Sequence limit in word pieces.
+    #[arg(long, default_value_t = 256)]
+    max_tokens: usize,
+    /// Folder that keeps embeddings between runs.
+    #[arg(long)]
+    cache: Option<PathBuf>,
+    /// Classifier whose difficulty head is kept when no row has a tier or outcomes.
+    #[arg(long, default_value = "default")]
+    base: String,
+    /// Sources to keep out of training and to report on, for leave-one-source-out tables.
+    #[arg(long, value_delimiter = ',')]
+    leave_out: Vec<String>,
+    /// Seed of every random choice; replaces the recipe's.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Version to write into the manifest.
+    #[arg(long = "model-version", default_value = "1")]
+    version: String,
+    /// cpu or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut recipe = match &args.recipe {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            toml::from_str(&text).with_context(|| format!("{} is not a recipe", path.display()))?
+        }
+        None => Recipe::default(),
+    };
+    recipe.leave_out.extend(args.leave_out.iter().cloned());
+    recipe.seed = args.seed.unwrap_or(recipe.seed);
+    let options = TrainOptions {
+        data: args.data.clone(),
+        recipe,
+        encoder: args.encoder.clone(),
+        roots: default_roots(args.models_dir.as_deref()),
+        max_tokens: args.max_tokens,
+        cache_dir: args.cache.clone(),
+        base: args.base.clone(),
+        out: args.out.clone(),
+        version: args.version.clone(),
+        command: command_line(),
+        device: open_device(&args.device)?,
+    };
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} {eta}")?);
+    let report = train(&options, &|stage, done, total| {
+        bar.set_message(stage.to_owned());
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    super::print_line(&render(&report));
+    super::print_line(&format!("wrote {}", args.out.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The command as it was typed, without the path of the executable.
+fn command_line() -> String {
+    std::iter::once("pointsman".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
+}
+
+fn render(report: &TrainReport) -> String {
+    let mut sections = vec![format!("rows {:?}", report.rows)];
+    let mut intent = table(["intent", "F1"]);
+    for (label, f1) in &report.intent_f1 {
+        intent.add_row([label.clone(), format!("{f1:.3}")]);
+    }
+    // A hundred labels tell nobody anything on a terminal.
+    if report.intent_f1.len() <= 30 {
+        sections.push(intent.to_string());
+    }
+    let mut sources = table(["source (test rows)", "intent accuracy", "rows"]);
+    for (source, (accuracy, n)) in &report.intent_by_source {
+        sources.add_row([source.clone(), format!("{accuracy:.3}"), n.to_string()]);
+    }
+    sections.push(sources.to_string());
+    sections.push(format!("intent macro-F1 {:.3}", report.intent_macro_f1));
+    if !report.difficulty_auroc.is_empty() {
+        let mut auroc = table(["source (test rows)", "AUROC difficulty", "AUROC length", "rows"]);
+        for (source, (difficulty, length, n)) in &report.difficulty_auroc {
+            auroc.add_row([source.clone(), format!("{difficulty:.3}"), format!("{length:.3}"), n.to_string()]);
+        }
+        sections.push(auroc.to_string());
+    }
+    if let Some(accuracy) = report.tier_accuracy {
+        sections.push(format!("tier accuracy {accuracy:.3}"));
+    }
+    for (head, error) in &report.calibration_error {
+        sections.push(format!("expected calibration error of {head}: {error:.3}"));
+    }
+    sections.join("\n")
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header);
+    table
+}

@@ -1,0 +1,228 @@
+//! What an operator can set: flags, then environment, then a TOML file, then defaults; parsed once.
+//!
+//! [`RawConfig`] is as close to what was written as possible; [`Config`] is validated and typed, with units in its
+//! types. Nothing below this reads the environment.
+
+mod raw;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use raw::{PositiveDuration, RawConfig};
+
+/// Everything `serve` needs, validated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where gRPC listens.
+    pub listen: SocketAddr,
+    /// Where metrics, readiness and version are served over HTTP.
+    pub admin_listen: SocketAddr,
+    /// Where the policy comes from.
+    pub policy: PolicyPlace,
+    /// Time between two looks at the policy's source.
+    pub policy_poll_interval: Duration,
+    /// Classifier: a name or a directory.
+    pub model: String,
+    /// Where models are looked up by name; `None`: `./models`, then beside the executable.
+    pub models_dir: Option<PathBuf>,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Threads for matrix products; `None`: as many as there are cores.
+    pub threads: Option<usize>,
+    /// Sequence limit in word pieces; `None`: the classifier's own.
+    pub max_tokens: Option<usize>,
+    /// Classifications kept for repeated texts; 0: none.
+    pub decision_cache_entries: usize,
+    /// Requests answered at a time; more are refused.
+    pub max_in_flight: usize,
+    /// Queries that may wait for a forward pass.
+    pub queue_entries: usize,
+    /// Most word pieces of one forward pass.
+    pub tokens_per_pass: usize,
+    /// How long requests may finish after a stop signal.
+    pub drain_timeout: Duration,
+    /// How log lines look.
+    pub log_format: String,
+    /// Which log lines are written.
+    pub log_filter: String,
+}
+
+/// Where a policy comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PolicyPlace {
+    /// Compiled into the binary.
+    Embedded,
+    /// A file, looked at again and again.
+    File(PathBuf),
+}
+
+/// A setting that cannot be used: the operator's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The configuration file is not valid.
+    #[error("{} is not a valid configuration", .path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of range or does not go with another.
+    #[error("{setting}: {problem}")]
+    BadValue {
+        /// The setting, as the file names it.
+        setting: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:50051";
+const DEFAULT_ADMIN_LISTEN: &str = "127.0.0.1:9090";
+/// The design's TTL: flip a value, and every instance re-routes within it. A file is cheap to look at, so sooner.
+const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// About 30 MB at 14 intents; a hit saves a forward pass.
+const DEFAULT_CACHE_ENTRIES: usize = 100_000;
+/// Enough for every waiting query and as many being decoded or answered.
+const DEFAULT_MAX_IN_FLIGHT: usize = 1_024;
+const DEFAULT_QUEUE_ENTRIES: usize = 512;
+/// About 120 ms of work on two cores, which bounds how long a short query waits behind a full pass.
+const DEFAULT_TOKENS_PER_PASS: usize = 512;
+/// Kubernetes kills after 30 s by default; leave it some.
+const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+// === impl Config ===
+
+impl Config {
+    /// Validates what was written; `flags` win over `file`.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be used.
+    pub fn from_raw(flags: RawConfig, file: RawConfig) -> Result<Self, ConfigError> {
+        let raw = flags.over(file);
+        let config = Self {
+            listen: address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?,
+            admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
+            policy: policy_place(raw.policy)?,
+            policy_poll_interval: raw.policy_poll_interval.map_or(DEFAULT_POLL_INTERVAL, |value| value.0),
+            model: raw.model.unwrap_or_else(|| "default".into()),
+            models_dir: raw.models_dir,
+            device: raw.device.unwrap_or_else(|| "cpu".into()),
+            threads: raw.threads,
+            max_tokens: raw.max_tokens,
+            decision_cache_entries: raw.decision_cache_entries.unwrap_or(DEFAULT_CACHE_ENTRIES),
+            max_in_flight: raw.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
+            queue_entries: raw.queue_entries.unwrap_or(DEFAULT_QUEUE_ENTRIES),
+            tokens_per_pass: raw.tokens_per_pass.unwrap_or(DEFAULT_TOKENS_PER_PASS),
+            drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
+            log_format: raw.log_format.unwrap_or_else(|| "text".into()),
+            log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or has a field that does not exist or a value of another type.
+    pub fn read_file(path: &std::path::Path) -> Result<RawConfig, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|source| ConfigError::BadFile { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        for (setting, value, range) in [
+            ("max_in_flight", self.max_in_flight, 1..=1_000_000),
+            ("queue_entries", self.queue_entries, 1..=1_000_000),
+            ("tokens_per_pass", self.tokens_per_pass, 1..=1_000_000),
+            ("decision_cache_entries", self.decision_cache_entries, 0..=100_000_000),
+            ("threads", self.threads.unwrap_or(1), 1..=1_024),
+            ("max_tokens", self.max_tokens.unwrap_or(3), 3..=512),
+        ] {
+            if !range.contains(&value) {
+                let problem = format!("{value} is not within {} to {}", range.start(), range.end());
+                return Err(ConfigError::BadValue { setting, problem });
+            }
+        }
+        if self.listen == self.admin_listen && self.listen.port() != 0 {
+            let problem = format!("{} is taken by listen", self.admin_listen);
+            return Err(ConfigError::BadValue { setting: "admin_listen", problem });
+        }
+        if !matches!(self.log_format.as_str(), "text" | "json") {
+            let problem = format!("{:?} is neither text nor json", self.log_format);
+            return Err(ConfigError::BadValue { setting: "log_format", problem });
+        }
+        Ok(())
+    }
+}
+
+fn address(setting: &'static str, value: &str) -> Result<SocketAddr, ConfigError> {
+    value.parse().map_err(|_| ConfigError::BadValue {
+        setting,
+        problem: format!("{value:?} is not an address; write for example 127.0.0.1:50051 or [::1]:50051"),
+    })
+}
+
+fn policy_place(value: Option<String>) -> Result<PolicyPlace, ConfigError> {
+    match value {
+        None => Ok(PolicyPlace::Embedded),
+        Some(url) if url.contains("://") => Err(ConfigError::BadValue {
+            setting: "policy",
+            problem: format!("{url}: this version reads policies from files only"),
+        }),
+        Some(path) => Ok(PolicyPlace::File(path.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(flags: &str, file: &str) -> Result<Config, ConfigError> {
+        Config::from_raw(toml::from_str(flags).unwrap(), toml::from_str(file).unwrap())
+    }
+
+    fn refused(file: &str) -> String {
+        parse("", file).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let config = parse("listen = '127.0.0.1:1'", "listen = '127.0.0.1:2'\nthreads = 3\npolicy = 'p.yaml'").unwrap();
+        assert_eq!(config.listen.port(), 1);
+        assert_eq!(config.threads, Some(3));
+        assert_eq!(config.policy, PolicyPlace::File("p.yaml".into()));
+        assert_eq!(config.admin_listen.port(), 9090);
+        assert_eq!(
+            parse("", "policy_poll_interval = '250ms'").unwrap().policy_poll_interval,
+            Duration::from_millis(250)
+        );
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        assert!(refused("listen = 'localhost'").starts_with("listen:"));
+        assert!(refused("listen = '127.0.0.1:7'\nadmin_listen = '127.0.0.1:7'").starts_with("admin_listen:"));
+        assert!(refused("queue_entries = 0").starts_with("queue_entries:"));
+        assert!(refused("threads = 0").starts_with("threads:"));
+        assert!(refused("max_tokens = 513").starts_with("max_tokens:"));
+        assert!(refused("log_format = 'xml'").starts_with("log_format:"));
+        assert!(refused("policy = 'https://x/y'").starts_with("policy:"));
+        assert!(toml::from_str::<RawConfig>("lisen = 'x'").is_err(), "unknown fields are refused");
+        assert!(toml::from_str::<RawConfig>("drain_timeout = '20'").is_err(), "a duration needs a unit");
+        assert!(toml::from_str::<RawConfig>("policy_poll_interval = '0s'").is_err(), "an interval of 0 would spin");
+    }
+}

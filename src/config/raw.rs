@@ -1,0 +1,107 @@
+//! Settings as they were written, in flags, environment or file.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Every setting of `serve`; `None` where it was not written.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// Address of the gRPC server [default: 127.0.0.1:50051].
+    #[arg(long, env = "POINTSMAN_LISTEN", value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Address of metrics, readiness and version over HTTP [default: 127.0.0.1:9090].
+    #[arg(long, env = "POINTSMAN_ADMIN_LISTEN", value_name = "ADDR")]
+    pub admin_listen: Option<String>,
+    /// Policy document, YAML or JSON, read again when it changes [default: the embedded one].
+    #[arg(long, env = "POINTSMAN_POLICY", value_name = "PATH|URL")]
+    pub policy: Option<String>,
+    /// Time between two looks at the policy's source, with unit [default: 1s].
+    #[arg(long, env = "POINTSMAN_POLICY_POLL_INTERVAL", value_name = "DURATION")]
+    pub policy_poll_interval: Option<PositiveDuration>,
+    /// Classifier: a name below the models folder, or a directory [default: default].
+    #[arg(long, env = "POINTSMAN_MODEL", value_name = "NAME|DIR")]
+    pub model: Option<String>,
+    /// Where models are looked up by name [default: ./models, then beside the executable].
+    #[arg(long, env = "POINTSMAN_MODELS_DIR", value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// Where the encoder runs: cpu or cuda:N [default: cpu].
+    #[arg(long, env = "POINTSMAN_DEVICE")]
+    pub device: Option<String>,
+    /// Threads for matrix products [default: one per core].
+    #[arg(long, env = "POINTSMAN_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Sequence limit in word pieces, 3 to 512 [default: the classifier's own].
+    #[arg(long, env = "POINTSMAN_MAX_TOKENS", value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Classifications kept for repeated texts; 0 turns the cache off [default: 100000].
+    #[arg(long, env = "POINTSMAN_DECISION_CACHE_ENTRIES", value_name = "N")]
+    pub decision_cache_entries: Option<usize>,
+    /// Requests answered at a time; more are refused [default: 1024].
+    #[arg(long, env = "POINTSMAN_MAX_IN_FLIGHT", value_name = "N")]
+    pub max_in_flight: Option<usize>,
+    /// Queries that may wait for a forward pass [default: 512].
+    #[arg(long, env = "POINTSMAN_QUEUE_ENTRIES", value_name = "N")]
+    pub queue_entries: Option<usize>,
+    /// Most word pieces of one forward pass [default: 512].
+    #[arg(long, env = "POINTSMAN_TOKENS_PER_PASS", value_name = "N")]
+    pub tokens_per_pass: Option<usize>,
+    /// How long requests may finish after a stop signal, with unit [default: 20s].
+    #[arg(long, env = "POINTSMAN_DRAIN_TIMEOUT", value_name = "DURATION")]
+    pub drain_timeout: Option<PositiveDuration>,
+    /// How log lines look: text or json [default: text].
+    #[arg(long, env = "POINTSMAN_LOG_FORMAT")]
+    pub log_format: Option<String>,
+    /// Which log lines are written, for example info or pointsman=debug,warn [default: info].
+    #[arg(long, env = "POINTSMAN_LOG")]
+    pub log_filter: Option<String>,
+}
+
+/// A duration above zero, written with a unit: `250ms`, `5s`, `2m`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(try_from = "String")]
+pub struct PositiveDuration(pub Duration);
+
+impl RawConfig {
+    /// Each setting from `self`, else from `lower`.
+    pub(super) fn over(self, lower: Self) -> Self {
+        Self {
+            listen: self.listen.or(lower.listen),
+            admin_listen: self.admin_listen.or(lower.admin_listen),
+            policy: self.policy.or(lower.policy),
+            policy_poll_interval: self.policy_poll_interval.or(lower.policy_poll_interval),
+            model: self.model.or(lower.model),
+            models_dir: self.models_dir.or(lower.models_dir),
+            device: self.device.or(lower.device),
+            threads: self.threads.or(lower.threads),
+            max_tokens: self.max_tokens.or(lower.max_tokens),
+            decision_cache_entries: self.decision_cache_entries.or(lower.decision_cache_entries),
+            max_in_flight: self.max_in_flight.or(lower.max_in_flight),
+            queue_entries: self.queue_entries.or(lower.queue_entries),
+            tokens_per_pass: self.tokens_per_pass.or(lower.tokens_per_pass),
+            drain_timeout: self.drain_timeout.or(lower.drain_timeout),
+            log_format: self.log_format.or(lower.log_format),
+            log_filter: self.log_filter.or(lower.log_filter),
+        }
+    }
+}
+
+impl std::str::FromStr for PositiveDuration {
+    type Err = String;
+
+    fn from_str(value: &str) -> Result<Self, String> {
+        let duration =
+            humantime::parse_duration(value).map_err(|error| format!("{value:?} is not a duration: {error}"))?;
+        if duration.is_zero() { Err("must be above zero".into()) } else { Ok(Self(duration)) }
+    }
+}
+
+impl TryFrom<String> for PositiveDuration {
+    type Error = String;
+
+    fn try_from(value: String) -> Result<Self, String> {
+        value.parse()
+    }
+}

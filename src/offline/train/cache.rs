@@ -1,0 +1,114 @@
+//! Embeddings kept between runs: embedding is minutes of work, training heads is seconds.
+//!
+//! A file of records, each the SHA-256 of a prepared text and its embedding as little-endian f32. The file's name
+//! holds the encoder's hash and the sequence limit, so that embeddings of different encoders cannot mix.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use ndarray::Array2;
+use sha2::{Digest, Sha256};
+
+use super::TrainError;
+use crate::classifier::{Input, embed};
+use crate::encoder::Encoder;
+use crate::text::Prepared;
+
+/// Most word pieces of one forward pass.
+const TOKENS_PER_PASS: usize = 4_096;
+
+type Key = [u8; 32];
+
+/// Embeddings of texts, computed once.
+#[derive(Debug)]
+pub struct EmbeddingCache {
+    known: HashMap<Key, Vec<f32>>,
+    file: Option<(PathBuf, File)>,
+}
+
+impl EmbeddingCache {
+    /// Opens the cache of `encoder` in `dir`, or one that lasts as long as the process.
+    ///
+    /// # Errors
+    /// When the folder or file cannot be used.
+    pub fn open(dir: Option<&Path>, encoder: &Encoder) -> Result<Self, TrainError> {
+        let Some(dir) = dir else { return Ok(Self { known: HashMap::new(), file: None }) };
+        let sha = encoder.weights_sha256();
+        let short = sha.get(..16).unwrap_or(sha);
+        let path = dir.join(format!("{short}-{}.embeddings", encoder.tokenizer().max_tokens()));
+        let io_error = |source| TrainError::Io { path: path.clone(), source };
+        std::fs::create_dir_all(dir).map_err(io_error)?;
+        let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path).map_err(io_error)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(io_error)?;
+        let record = 32 + 4 * encoder.hidden_size();
+        // A run that was killed can leave a partial record at the end: drop it.
+        file.set_len((bytes.len() - bytes.len() % record) as u64).map_err(io_error)?;
+        let known = bytes
+            .chunks_exact(record)
+            .filter_map(|chunk| {
+                let (key, values) = chunk.split_first_chunk::<32>()?;
+                let (numbers, _) = values.as_chunks::<4>();
+                Some((*key, numbers.iter().map(|number| f32::from_le_bytes(*number)).collect()))
+            })
+            .collect();
+        Ok(Self { known, file: Some((path.clone(), file)) })
+    }
+
+    /// Embeddings of `texts`, `[texts, hidden]`; `progress` is told how many texts are done.
+    ///
+    /// # Errors
+    /// When the encoder fails or the file cannot be written.
+    pub fn embed(
+        &mut self,
+        encoder: &Encoder,
+        texts: &[Prepared],
+        progress: &dyn Fn(usize),
+    ) -> Result<Array2<f32>, TrainError> {
+        let keys: Vec<Key> = texts.iter().map(|text| Sha256::digest(text.text.as_bytes()).into()).collect();
+        let mut missing: Vec<(Key, Input)> = Vec::new();
+        for (key, text) in keys.iter().zip(texts) {
+            if !self.known.contains_key(key) {
+                missing.push((*key, Input::new(encoder, text)?));
+            }
+        }
+        // Equal lengths share their attention products.
+        missing.sort_by_key(|(_, input)| input.n_tokens());
+        let mut done = texts.len() - missing.len();
+        progress(done);
+        let mut rest = missing.as_slice();
+        while !rest.is_empty() {
+            let longest = rest.iter().map(|(_, input)| input.n_tokens()).take(TOKENS_PER_PASS / 256).max();
+            let n = (TOKENS_PER_PASS / longest.unwrap_or(1).max(1)).clamp(1, rest.len());
+            let (pass, later) = rest.split_at(n);
+            self.embed_pass(encoder, pass)?;
+            rest = later;
+            done += n;
+            progress(done);
+        }
+        let mut embeddings = Array2::zeros((texts.len(), encoder.hidden_size()));
+        for (mut row, key) in embeddings.outer_iter_mut().zip(&keys) {
+            if let Some(embedding) = self.known.get(key) {
+                row.assign(&ndarray::ArrayView1::from(embedding.as_slice()));
+            }
+        }
+        Ok(embeddings)
+    }
+
+    fn embed_pass(&mut self, encoder: &Encoder, pass: &[(Key, Input)]) -> Result<(), TrainError> {
+        let inputs: Vec<&Input> = pass.iter().map(|(_, input)| input).collect();
+        let embeddings = embed(encoder, &inputs)?;
+        let mut record = Vec::new();
+        for ((key, _), row) in pass.iter().zip(embeddings.outer_iter()) {
+            record.extend_from_slice(key);
+            record.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+            self.known.insert(*key, row.to_vec());
+        }
+        if let Some((path, file)) = &mut self.file {
+            file.write_all(&record).map_err(|source| TrainError::Io { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+}

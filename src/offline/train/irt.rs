@@ -1,0 +1,167 @@
+//! Item response theory: model abilities and item difficulties on one scale, from graded answers.
+//!
+//! The one-parameter model (Rasch 1960): `P(model m answers item i well) = sigmoid(ability_m - difficulty_i)`, with
+//! normal priors so that an item everybody solves stays finite. Fitted by alternating Newton steps. The scale is
+//! anchored at a reference model with ability 0, so `sigmoid(difficulty)` is the probability that it fails.
+
+use std::collections::BTreeMap;
+
+use crate::offline::dataset::Row;
+
+/// Ability 0 on the scale.
+pub const REFERENCE_MODEL: &str = "mixtral-8x7b";
+
+/// Standard deviation of the prior on difficulties, in logits.
+const DIFFICULTY_SD: f32 = 2.0;
+/// Standard deviation of the prior on abilities, in logits.
+const ABILITY_SD: f32 = 2.0;
+const N_ROUNDS: usize = 60;
+/// Largest step of one Newton update, in logits.
+const MAX_STEP: f32 = 1.0;
+
+/// The fitted scale.
+#[derive(Clone, Debug, Default)]
+pub struct Scale {
+    /// Ability of each model, by normalised name.
+    pub abilities: BTreeMap<String, f32>,
+    /// Difficulty of each row that has outcomes, by row index.
+    pub difficulties: BTreeMap<usize, f32>,
+}
+
+/// One graded answer.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    item: usize,
+    model: usize,
+    score: f32,
+}
+
+/// Puts every graded answer of `rows` on one scale. Empty when no row has outcomes.
+pub fn fit(rows: &[&Row]) -> Scale {
+    let mut models: BTreeMap<String, usize> = BTreeMap::new();
+    let mut answers = Vec::new();
+    for (item, row) in rows.iter().enumerate() {
+        for (name, score) in &row.outcomes {
+            let Some(score) = score else { continue };
+            let next = models.len();
+            let model = *models.entry(normalise_model(name)).or_insert(next);
+            answers.push(Answer { item, model, score: score.clamp(0.0, 1.0) });
+        }
+    }
+    if answers.is_empty() {
+        return Scale::default();
+    }
+    let (mut abilities, mut difficulties) = (vec![0.0_f32; models.len()], vec![0.0_f32; rows.len()]);
+    for _ in 0..N_ROUNDS {
+        newton_step(&answers, &mut difficulties, DIFFICULTY_SD, |answer, difficulties| {
+            (answer.item, sigmoid(abilities[answer.model] - difficulties[answer.item]), -1.0)
+        });
+        newton_step(&answers, &mut abilities, ABILITY_SD, |answer, abilities| {
+            (answer.model, sigmoid(abilities[answer.model] - difficulties[answer.item]), 1.0)
+        });
+    }
+    let anchor = models.get(REFERENCE_MODEL).map_or_else(|| mean(&abilities), |&index| abilities[index]);
+    let answered: std::collections::BTreeSet<usize> = answers.iter().map(|answer| answer.item).collect();
+    Scale {
+        abilities: models.into_iter().map(|(name, index)| (name, abilities[index] - anchor)).collect(),
+        difficulties: answered.into_iter().map(|item| (item, difficulties[item] - anchor)).collect(),
+    }
+}
+
+/// One name for the spellings of a model: lower case, without host, date, or words that all chat models carry.
+pub fn normalise_model(name: &str) -> String {
+    let name = name.split('@').next().unwrap_or(name).to_lowercase().replace('_', ".");
+    let name = name.split('(').next().unwrap_or_default();
+    let kept: Vec<&str> = name
+        .split('-')
+        .filter(|part| {
+            !matches!(*part, "instruct" | "chat" | "inst" | "it" | "meta" | "preview" | "hf" | "v0.1" | "fp8" | "sn")
+        })
+        .filter(|part| !(part.len() == 8 && part.bytes().all(|b| b.is_ascii_digit())))
+        .collect();
+    kept.join("-")
+}
+
+/// Moves every parameter towards the maximum of its posterior, given the others.
+///
+/// `predict` gives the parameter's index, the predicted score, and the sign of its influence.
+fn newton_step(
+    answers: &[Answer],
+    parameters: &mut [f32],
+    prior_sd: f32,
+    predict: impl Fn(&Answer, &[f32]) -> (usize, f32, f32),
+) {
+    let precision = 1.0 / (prior_sd * prior_sd);
+    let mut gradients: Vec<f32> = parameters.iter().map(|value| -value * precision).collect();
+    let mut curvatures = vec![precision; parameters.len()];
+    for answer in answers {
+        let (index, predicted, sign) = predict(answer, parameters);
+        gradients[index] += sign * (answer.score - predicted);
+        curvatures[index] += predicted * (1.0 - predicted);
+    }
+    for ((value, gradient), curvature) in parameters.iter_mut().zip(gradients).zip(curvatures) {
+        *value += (gradient / curvature).clamp(-MAX_STEP, MAX_STEP);
+    }
+}
+
+fn sigmoid(x: f32) -> f32 {
+    crate::heads::sigmoid(x)
+}
+
+fn mean(values: &[f32]) -> f32 {
+    values.iter().sum::<f32>() / values.len().max(1) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn spellings_meet() {
+        for name in ["Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b-chat", "Mixtral-8x7B-Instruct-v0.1@x"] {
+            assert_eq!(normalise_model(name), REFERENCE_MODEL);
+        }
+        assert_eq!(normalise_model("gpt-4-1106-preview"), "gpt-4-1106");
+        assert_eq!(normalise_model("Meta-Llama-3_1-8B-Instruct"), normalise_model("llama-3.1-8b-instruct"));
+        assert_ne!(normalise_model("Qwen2-7B-Instruct"), normalise_model("Qwen2.5-7B-Instruct"));
+    }
+
+    #[test]
+    fn recovers_a_known_scale() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let abilities = [("mixtral-8x7b", 0.0_f32), ("weak", -1.0), ("strong", 1.5), ("mid", 0.5), ("other", 0.2)];
+        let truth: Vec<f32> = (0..600).map(|_| rng.random_range(-2.0..2.0)).collect();
+        let rows: Vec<Row> = truth
+            .iter()
+            .enumerate()
+            .map(|(index, difficulty)| {
+                let outcomes = abilities
+                    .iter()
+                    .map(|(name, ability)| {
+                        let solved = rng.random::<f32>() < sigmoid(ability - difficulty);
+                        ((*name).to_owned(), Some(f32::from(u8::from(solved))))
+                    })
+                    .collect();
+                Row {
+                    id: format!("t/{index}"),
+                    text: String::new(),
+                    intent: None,
+                    soft: BTreeMap::new(),
+                    tier: None,
+                    task: None,
+                    outcomes,
+                    split: None,
+                }
+            })
+            .collect();
+        let scale = fit(&rows.iter().collect::<Vec<_>>());
+        for (name, ability) in abilities {
+            assert!((scale.abilities[name] - ability).abs() < 0.45, "{name}: {} for {ability}", scale.abilities[name]);
+        }
+        let easy = mean(&(0..600).filter(|i| truth[*i] < -1.0).map(|i| scale.difficulties[&i]).collect::<Vec<_>>());
+        let hard = mean(&(0..600).filter(|i| truth[*i] > 1.0).map(|i| scale.difficulties[&i]).collect::<Vec<_>>());
+        assert!(hard - easy > 1.5, "{easy} {hard}");
+    }
+}

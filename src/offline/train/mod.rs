@@ -1,0 +1,113 @@
+//! Training heads on a frozen encoder.
+//!
+//! Rows in, a model directory out: select and weigh rows ([`recipe`]), embed them once ([`cache`]), put graded answers
+//! on one ability scale ([`irt`]), fit the networks ([`fit`]), calibrate on rows used for nothing else
+//! ([`calibrate`]), measure on the test split, write `heads.safetensors` and `manifest.toml`.
+
+pub mod cache;
+pub mod calibrate;
+pub mod fit;
+pub mod irt;
+pub mod recipe;
+
+mod assemble;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use candle_core::Device;
+
+use super::dataset::DatasetError;
+use crate::artifact::ArtifactError;
+use crate::classifier::LoadError;
+use crate::encoder::EncoderError;
+use crate::heads::WeightsError;
+
+pub use assemble::train;
+pub use recipe::Recipe;
+
+/// What to train on and where to write.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Files or folders of JSON Lines rows.
+    pub data: Vec<PathBuf>,
+    /// Weights, caps and label mapping.
+    pub recipe: Recipe,
+    /// Name or directory of the frozen encoder.
+    pub encoder: String,
+    /// Where models are looked up by name.
+    pub roots: Vec<PathBuf>,
+    /// Sequence limit in word pieces.
+    pub max_tokens: usize,
+    /// Where embeddings are kept between runs; `None`: nowhere.
+    pub cache_dir: Option<PathBuf>,
+    /// Classifier whose difficulty head is kept when no row has a tier or outcomes.
+    pub base: String,
+    /// Model directory to write; its last part becomes the classifier's name.
+    pub out: PathBuf,
+    /// Version to write into the manifest.
+    pub version: String,
+    /// The command line, for the manifest.
+    pub command: String,
+    /// Where the encoder and the training run.
+    pub device: Device,
+}
+
+/// What a training run found out, all of it on the test split.
+#[derive(Clone, Debug, Default)]
+pub struct TrainReport {
+    /// Rows used, by split.
+    pub rows: BTreeMap<&'static str, usize>,
+    /// Intent accuracy on the rows of each source that have an intent, with their number.
+    pub intent_by_source: BTreeMap<String, (f64, usize)>,
+    /// F1 of each intent over all sources.
+    pub intent_f1: BTreeMap<String, f64>,
+    /// Mean of the F1s.
+    pub intent_macro_f1: f64,
+    /// Expected calibration error of intent and tier, where measured.
+    pub calibration_error: BTreeMap<String, f64>,
+    /// By outcome source: AUROC of difficulty and of prompt length against failures of the reference model, and rows.
+    pub difficulty_auroc: BTreeMap<String, (f64, f64, usize)>,
+    /// Accuracy of the most probable tier, where rows have a tier.
+    pub tier_accuracy: Option<f64>,
+    /// Ability of each model on the fitted scale.
+    pub abilities: BTreeMap<String, f32>,
+}
+
+/// Why a training run stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Rows could not be read.
+    #[error("training data cannot be read")]
+    Dataset(#[from] DatasetError),
+    /// The encoder could not be loaded or failed.
+    #[error("the encoder cannot be used")]
+    Encoder(#[from] EncoderError),
+    /// The base classifier could not be loaded.
+    #[error("the base classifier cannot be loaded")]
+    Base(#[from] LoadError),
+    /// The base classifier's files could not be read.
+    #[error("the base classifier cannot be read")]
+    BaseFiles(#[from] ArtifactError),
+    /// The data cannot train a head.
+    #[error("{0}")]
+    Unusable(String),
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// The weights could not be read or written.
+    #[error("head weights")]
+    Weights(#[from] WeightsError),
+    /// A file could not be read or written.
+    #[error("cannot access {}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The manifest could not be written as TOML.
+    #[error("cannot write the manifest")]
+    Manifest(#[from] toml::ser::Error),
+}

@@ -1,0 +1,153 @@
+//! Which rows train what, and how much each counts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::offline::dataset::Row;
+
+/// Weights, caps and label mapping of a training run; every field has a default.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The field that holds the label to learn.
+    pub label_field: LabelField,
+    /// Rows with this label teach what is out of scope.
+    pub out_of_scope_label: Option<String>,
+    /// Whether the out-of-scope label is also one of the intents.
+    pub out_of_scope_is_intent: bool,
+    /// Most rows of one source and label; chosen by hash of the id.
+    pub cap: usize,
+    /// Weight of a source that is not named below.
+    pub weight: f32,
+    /// By source (the id up to the first slash).
+    pub sources: BTreeMap<String, SourceRecipe>,
+    /// Intent of rows that have none, by `source/task`.
+    pub task_intents: BTreeMap<String, String>,
+    /// Sources kept out of training altogether and reported as test rows.
+    pub leave_out: Vec<String>,
+    /// The intent head.
+    pub intent: HeadRecipe,
+    /// The difficulty head.
+    pub difficulty: HeadRecipe,
+}
+
+/// Which field of a row is the label.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LabelField {
+    /// The project's own labels.
+    #[default]
+    Intent,
+    /// The source's labels.
+    Task,
+}
+
+/// How much a source counts.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceRecipe {
+    /// Weight of its rows in the intent loss; 0 leaves them out of it.
+    #[serde(default = "one")]
+    pub weight: f32,
+    /// Replaces [`Recipe::cap`].
+    #[serde(default)]
+    pub cap: Option<usize>,
+    /// Weight of its rows in the difficulty loss.
+    #[serde(default = "one")]
+    pub difficulty_weight: f32,
+}
+
+/// Shape and schedule of one head.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HeadRecipe {
+    /// Width of the hidden layer; 0: none, a linear head.
+    pub hidden: usize,
+    /// Share of inputs and hidden values dropped while training.
+    pub dropout: f32,
+    /// `AdamW`'s weight decay.
+    pub weight_decay: f64,
+    /// `AdamW`'s peak learning rate.
+    pub learning_rate: f64,
+    /// Most passes over the rows; training stops earlier when the calibration split no longer improves.
+    pub epochs: usize,
+    /// Rows a step.
+    pub batch: usize,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            label_field: LabelField::Intent,
+            out_of_scope_label: None,
+            out_of_scope_is_intent: false,
+            cap: usize::MAX,
+            weight: 1.0,
+            sources: BTreeMap::new(),
+            task_intents: BTreeMap::new(),
+            leave_out: Vec::new(),
+            intent: HeadRecipe::default(),
+            difficulty: HeadRecipe { hidden: 0, ..HeadRecipe::default() },
+        }
+    }
+}
+
+impl Default for HeadRecipe {
+    fn default() -> Self {
+        Self { hidden: 256, dropout: 0.2, weight_decay: 0.02, learning_rate: 2e-3, epochs: 40, batch: 256 }
+    }
+}
+
+impl Recipe {
+    /// The label of a row under this recipe.
+    pub fn label<'a>(&'a self, row: &'a Row) -> Option<&'a str> {
+        match self.label_field {
+            LabelField::Task => row.task.as_deref(),
+            LabelField::Intent => row.intent.as_deref().or_else(|| {
+                let key = format!("{}/{}", row.source(), row.task.as_deref()?);
+                self.task_intents.get(&key).map(String::as_str)
+            }),
+        }
+    }
+
+    /// Weight of a row in the intent loss.
+    pub fn intent_weight(&self, row: &Row) -> f32 {
+        self.sources.get(row.source()).map_or(self.weight, |source| source.weight)
+    }
+
+    /// Weight of a row in the difficulty loss.
+    pub fn difficulty_weight(&self, row: &Row) -> f32 {
+        self.sources.get(row.source()).map_or(1.0, |source| source.difficulty_weight)
+    }
+
+    /// Keeps at most the capped number of rows of each source and label, chosen by hash of the id.
+    ///
+    /// Rows with outcomes or a tier are always kept: they are what difficulty learns from.
+    pub fn select(&self, mut rows: Vec<Row>) -> Vec<Row> {
+        let hash = |row: &Row| crate::artifact::sha256_hex(row.id.as_bytes());
+        rows.sort_by_cached_key(hash);
+        let mut taken: BTreeMap<(String, String), usize> = BTreeMap::new();
+        rows.retain(|row| {
+            if !row.outcomes.is_empty() || row.tier.is_some() {
+                return true;
+            }
+            let Some(label) = self.label(row) else { return false };
+            if self.intent_weight(row) <= 0.0 && !self.leave_out.iter().any(|source| source == row.source()) {
+                return false;
+            }
+            let cap = self.sources.get(row.source()).and_then(|source| source.cap).unwrap_or(self.cap);
+            let n = taken.entry((row.source().to_owned(), label.to_owned())).or_default();
+            *n += 1;
+            *n <= cap
+        });
+        rows
+    }
+}

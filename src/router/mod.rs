@@ -1,0 +1,373 @@
+//! One decision: `decide(query)` runs text, rules, cache, batch and policy in order.
+//!
+//! Total: a query that passes its checks gets a decision or an error that is the caller's or the policy's doing. When
+//! the classifier cannot be consulted in time, rules and the policy's safe default answer, and the decision says so.
+
+mod cache;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::batch::{BatchError, BatchOptions, Batcher, Classified};
+use crate::classifier::Classifier;
+use crate::domain::{
+    Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery, Language,
+    PolicyRef, Query, Reason, ReasonCode, Source, TierChoice, Timings,
+};
+use crate::policy::{NoCandidate, Resolution, ScopeError, Signals};
+use crate::rules::RuleInput;
+use crate::sources::PolicyStore;
+use crate::telemetry::{Metrics, Stage};
+use crate::text::{self, Prepared};
+use cache::ClassificationCache;
+
+/// Everything a decision needs. Shared by all requests.
+#[derive(Debug)]
+pub struct Router {
+    classifier: Arc<Classifier>,
+    batcher: Batcher,
+    policies: Arc<PolicyStore>,
+    cache: Option<ClassificationCache>,
+    metrics: Arc<Metrics>,
+}
+
+/// Bounds of a router.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RouterOptions {
+    /// Bounds of the classification queue.
+    pub batch: BatchOptions,
+    /// Classifications kept for repeated texts; 0: none.
+    pub cache_entries: usize,
+}
+
+/// The classifier's signals for one query, without any policy.
+#[derive(Clone, Debug)]
+pub struct Signalled {
+    /// What the classifier says.
+    pub classification: Classification,
+    /// The tier at the default confidence, and the probability that it suffices.
+    pub tier: TierChoice,
+    /// Whether it was known before.
+    pub cached: bool,
+    /// What was read.
+    pub input: InputReport,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Why there is no decision.
+#[derive(Debug, thiserror::Error)]
+pub enum DecideError {
+    /// The caller's fault: a field of the request.
+    #[error("the request is not valid")]
+    Invalid(#[from] InvalidQuery),
+    /// The caller's fault: tenant or role.
+    #[error("the policy does not cover the request")]
+    Scope(#[from] ScopeError),
+    /// The policy leaves no candidate for what the caller requires.
+    #[error("no candidate is left")]
+    NoCandidate(#[from] NoCandidate),
+    /// The caller's deadline passed before there was anything to say.
+    #[error("the deadline passed before the request was looked at")]
+    DeadlineExceeded,
+    /// Signals were asked for and the classifier could not be consulted.
+    #[error("the classifier could not be consulted")]
+    Unclassified(#[from] BatchError),
+}
+
+/// Confidence at which `Classify` picks a tier, there being no policy to ask.
+pub const DEFAULT_MIN_CONFIDENCE: f64 = 0.80;
+/// Kept back from the caller's deadline for answering and for the way home.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
+/// Bytes of text per token that a provider bills, for cost estimates; English averages about four.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// Collects stage times.
+struct Clock {
+    started: Instant,
+    timings: Timings,
+}
+
+/// What came of consulting the classifier.
+struct Consulted {
+    classification: Option<Arc<Classification>>,
+    cached: bool,
+    failure: Option<BatchError>,
+}
+
+// === impl Router ===
+
+impl Router {
+    /// Assembles a router and starts its encoder thread.
+    ///
+    /// # Errors
+    /// When the system refuses another thread.
+    pub fn start(
+        classifier: Arc<Classifier>,
+        policies: Arc<PolicyStore>,
+        metrics: Arc<Metrics>,
+        options: RouterOptions,
+    ) -> std::io::Result<Self> {
+        let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
+        let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
+        Ok(Self { classifier, batcher, policies, cache, metrics })
+    }
+
+    /// The classifier in use.
+    pub fn classifier(&self) -> &Arc<Classifier> {
+        &self.classifier
+    }
+
+    /// The policies in use.
+    pub fn policies(&self) -> &Arc<PolicyStore> {
+        &self.policies
+    }
+
+    /// Decides which model should answer `query`.
+    ///
+    /// # Errors
+    /// When the request is not valid, the policy leaves no candidate, or `deadline` has passed already.
+    pub async fn decide(&self, query: &Query, deadline: Option<Instant>) -> Result<Decision, DecideError> {
+        query.check()?;
+        let mut clock = Clock::start();
+        if deadline.is_some_and(|deadline| deadline <= clock.started) {
+            return Err(DecideError::DeadlineExceeded);
+        }
+        // One snapshot from start to end, whatever is published meanwhile.
+        let active = self.policies.snapshot();
+        let scope = active.policy.scope(&query.tenant, &query.role)?;
+
+        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let rules = clock.time(
+            |timings| &mut timings.rules_us,
+            || {
+                scope.rules().evaluate(&RuleInput {
+                    text: &prepared.text,
+                    signals: &prepared.signals,
+                    metadata: &query.metadata,
+                    tenant: &query.tenant,
+                    role: &query.role,
+                })
+            },
+        );
+        let needed = !scope.decisive(&rules);
+        let consulted = if needed {
+            self.consult(&prepared, query, deadline, &mut clock).await
+        } else {
+            Consulted { classification: None, cached: false, failure: None }
+        };
+        let resolution = clock.time(
+            |timings| &mut timings.policy_us,
+            || {
+                scope.resolve(&Signals {
+                    classification: consulted.classification.as_deref(),
+                    rules: &rules,
+                    language: prepared.signals.language,
+                    degraded: needed && consulted.classification.is_none(),
+                    requirements: &query.requirements,
+                    input_tokens: estimate_tokens(&prepared),
+                    output_tokens: query.expected_output_tokens,
+                    sticky_key: if query.session_id.is_empty() { &query.request_id } else { &query.session_id },
+                })
+            },
+        )?;
+        let decision = self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock);
+        self.metrics.record_decision(&decision);
+        log_decision(&decision, query);
+        Ok(decision)
+    }
+
+    /// The classifier's signals for `query`, without any policy.
+    ///
+    /// # Errors
+    /// When the request is not valid or the classifier cannot be consulted.
+    pub async fn classify(&self, query: &Query, deadline: Option<Instant>) -> Result<Signalled, DecideError> {
+        query.check()?;
+        let mut clock = Clock::start();
+        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let consulted = self.consult(&prepared, query, deadline, &mut clock).await;
+        let Some(classification) = consulted.classification else {
+            return Err(consulted.failure.unwrap_or(BatchError::Failed).into());
+        };
+        let min_confidence = crate::domain::Probability::saturating(DEFAULT_MIN_CONFIDENCE);
+        Ok(Signalled {
+            tier: TierChoice::risk_controlled(classification.tiers, min_confidence),
+            cached: consulted.cached,
+            input: input_report(&prepared, Some(&classification)),
+            timings: clock.stop(),
+            classification: Arc::unwrap_or_clone(classification),
+        })
+    }
+
+    /// Classifies one text, so that the first request does not pay for cold caches.
+    ///
+    /// # Errors
+    /// When the classifier does not work.
+    pub async fn warm_up(&self) -> Result<(), DecideError> {
+        let query = Query::from_text("Is everything in place?");
+        let prepared = text::prepare(&query.content);
+        self.run_classifier(&prepared, &query, None).await?;
+        Ok(())
+    }
+
+    async fn consult(
+        &self,
+        prepared: &Prepared,
+        query: &Query,
+        deadline: Option<Instant>,
+        clock: &mut Clock,
+    ) -> Consulted {
+        let key = self.cache.as_ref().map(|cache| (cache, cache::key(&prepared.text)));
+        if let Some((cache, key)) = &key {
+            let found = cache.get(key, &self.metrics);
+            if let Some(classification) = found {
+                return Consulted { classification: Some(classification), cached: true, failure: None };
+            }
+        }
+        match self.run_classifier(prepared, query, deadline).await {
+            Ok(Classified { classification, queued, inference }) => {
+                clock.timings.queue_us = Stage::micros(queued);
+                clock.timings.inference_us = Stage::micros(inference);
+                let classification = Arc::new(classification);
+                if let Some((cache, key)) = key {
+                    cache.insert(key, Arc::clone(&classification));
+                }
+                Consulted { classification: Some(classification), cached: false, failure: None }
+            }
+            Err(failure) => Consulted { classification: None, cached: false, failure: Some(failure) },
+        }
+    }
+
+    async fn run_classifier(
+        &self,
+        prepared: &Prepared,
+        query: &Query,
+        deadline: Option<Instant>,
+    ) -> Result<Classified, BatchError> {
+        let input = self.classifier.tokenize(prepared).map_err(|error| {
+            tracing::error!(%error, bytes = prepared.text.len(), "tokenizer failed");
+            BatchError::Failed
+        })?;
+        let deadline = deadline.map(|deadline| deadline - DEADLINE_MARGIN);
+        self.batcher.classify(input, query.priority, deadline).await
+    }
+
+    fn assemble(
+        &self,
+        query: &Query,
+        prepared: &Prepared,
+        consulted: Consulted,
+        resolution: Resolution,
+        policy: PolicyRef,
+        clock: Clock,
+    ) -> Decision {
+        let classification = consulted.classification.as_deref();
+        let mut reasons = resolution.reasons;
+        if consulted.cached {
+            reasons.push(Reason::new(ReasonCode::Cached, "the same text was classified before"));
+        }
+        if let Some(failure) = consulted.failure {
+            reasons.push(Reason::new(ReasonCode::Degraded, failure.to_string()));
+        }
+        let input = input_report(prepared, classification);
+        if input.bytes_cut > 0 || input.tokens_cut > 0 {
+            let text =
+                format!("{} bytes and {} word pieces of the middle were not read", input.bytes_cut, input.tokens_cut);
+            reasons.push(Reason::new(ReasonCode::InputTruncated, text));
+        }
+        let calibrated = resolution.confidence_of == ConfidenceOf::TierSuffices;
+        Decision {
+            decision_id: uuid::Uuid::now_v7().to_string(),
+            request_id: query.request_id.clone(),
+            selected: resolution.selected,
+            fallbacks: resolution.fallbacks,
+            escalation: resolution.escalation,
+            intent: IntentCall {
+                label: resolution.intent,
+                probability: resolution.intent_probability,
+                probabilities: classification.map(|classification| classification.intent.clone()),
+                out_of_scope: classification.map(|classification| classification.out_of_scope),
+            },
+            complexity: Complexity {
+                tier: resolution.tier,
+                difficulty: resolution.difficulty,
+                tier_probabilities: classification.map(|classification| classification.tiers),
+            },
+            confidence: Confidence {
+                value: resolution.confidence,
+                of: resolution.confidence_of,
+                calibrator: Arc::from(if calibrated { self.classifier.tier_calibrator() } else { "" }),
+            },
+            source: if consulted.cached && resolution.source == Source::Classifier {
+                Source::Cache
+            } else {
+                resolution.source
+            },
+            reasons,
+            policy,
+            classifier: self.classifier.reference().clone(),
+            experiment: None,
+            input,
+            timings: clock.stop(),
+        }
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    fn start() -> Self {
+        Self { started: Instant::now(), timings: Timings::default() }
+    }
+
+    fn time<T>(&mut self, slot: impl FnOnce(&mut Timings) -> &mut u64, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = work();
+        *slot(&mut self.timings) = Stage::micros(started.elapsed());
+        result
+    }
+
+    fn stop(mut self) -> Timings {
+        self.timings.total_us = Stage::micros(self.started.elapsed());
+        self.timings
+    }
+}
+
+fn input_report(prepared: &Prepared, classification: Option<&Classification>) -> InputReport {
+    InputReport {
+        received_bytes: prepared.received_bytes as u64,
+        used_bytes: prepared.text.len() as u64,
+        tokens_used: classification.map_or(0, |classification| classification.tokens_used),
+        tokens_cut: classification.map_or(0, |classification| classification.tokens_cut),
+        bytes_cut: prepared.bytes_cut as u64,
+        turns_received: prepared.turns_received as u32,
+        turns_used: prepared.turns_used as u32,
+        language: prepared.signals.language.map(Language::as_str),
+    }
+}
+
+/// Tokens a provider would bill for the whole request, all messages together.
+fn estimate_tokens(prepared: &Prepared) -> u32 {
+    u32::try_from(prepared.received_bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX)
+}
+
+/// What was decided, without a word of the text.
+fn log_decision(decision: &Decision, query: &Query) {
+    tracing::info!(
+        request_id = %decision.request_id,
+        decision_id = %decision.decision_id,
+        tenant = %query.tenant,
+        role = %query.role,
+        model = %decision.selected.model,
+        intent = %decision.intent.label,
+        tier = decision.complexity.tier.as_str(),
+        difficulty = decision.complexity.difficulty.value(),
+        confidence = decision.confidence.value.value(),
+        source = decision.source.as_str(),
+        policy_version = %decision.policy.version,
+        bytes = decision.input.received_bytes,
+        tokens = decision.input.tokens_used,
+        total_us = decision.timings.total_us,
+        "decided"
+    );
+}

@@ -1,0 +1,320 @@
+//! Wire messages to domain types and back.
+
+use std::sync::Arc;
+
+use tonic::Status;
+
+use super::proto;
+use super::status::invalid_field;
+use crate::domain::{
+    Candidate, Classification, ClassifierRef, Confidence, Content, Decision, Distribution, Escalation, ExperimentArm,
+    Fallback, InputReport, Message, MessageRole, PolicyRef, Priority, Query, Reason, Requirements, Source, Tier,
+    Timings,
+};
+use crate::policy::{Finding, Severity};
+use crate::router::Signalled;
+
+/// A request as a query; `request_id` is made when the caller sent none.
+pub(super) fn route_request(request: proto::RouteRequest) -> Result<Query, Box<Status>> {
+    let request_id = request.request_id;
+    let mut query = query(proto::Query {
+        query: request.query,
+        messages: request.messages,
+        tenant: request.tenant,
+        role: request.role,
+        session_id: request.session_id,
+        requirements: request.requirements,
+        expected_output_tokens: request.expected_output_tokens,
+        priority: request.priority,
+        metadata: request.metadata,
+    })?;
+    if !request_id.is_empty() {
+        query.request_id = request_id;
+    }
+    Ok(query)
+}
+
+/// A wire query as a domain query with a request id of its own.
+pub(super) fn query(query: proto::Query) -> Result<Query, Box<Status>> {
+    if !query.query.is_empty() && !query.messages.is_empty() {
+        return Err(Box::new(invalid_field("query", "is set beside messages; send one of them")));
+    }
+    let content = if query.messages.is_empty() {
+        Content::Text(query.query)
+    } else {
+        Content::Messages(query.messages.into_iter().map(message).collect::<Result<_, _>>()?)
+    };
+    let priority = match proto::Priority::try_from(query.priority) {
+        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => Priority::Normal,
+        Ok(proto::Priority::Low) => Priority::Low,
+        Ok(proto::Priority::High) => Priority::High,
+        Err(_) => return Err(Box::new(unknown_enum("priority", query.priority))),
+    };
+    Ok(Query {
+        content,
+        tenant: query.tenant,
+        role: query.role,
+        session_id: query.session_id,
+        requirements: query.requirements.map(requirements).unwrap_or_default(),
+        expected_output_tokens: (query.expected_output_tokens > 0).then_some(query.expected_output_tokens),
+        priority,
+        metadata: query.metadata.into_iter().collect(),
+        request_id: uuid::Uuid::now_v7().to_string(),
+    })
+}
+
+fn message(message: proto::Message) -> Result<Message, Box<Status>> {
+    let role = match proto::MessageRole::try_from(message.role) {
+        Ok(proto::MessageRole::System) => MessageRole::System,
+        Ok(proto::MessageRole::User) => MessageRole::User,
+        Ok(proto::MessageRole::Assistant) => MessageRole::Assistant,
+        Ok(proto::MessageRole::Tool) => MessageRole::Tool,
+        Ok(proto::MessageRole::Unspecified) => {
+            return Err(Box::new(invalid_field("messages.role", "is not set; say who wrote the message")));
+        }
+        Err(_) => return Err(Box::new(unknown_enum("messages.role", message.role))),
+    };
+    Ok(Message { role, content: message.content })
+}
+
+fn requirements(requirements: proto::Requirements) -> Requirements {
+    let set = |value: u32| (value > 0).then_some(value);
+    Requirements {
+        tools: requirements.tools,
+        vision: requirements.vision,
+        json_mode: requirements.json_mode,
+        context_tokens: set(requirements.context_tokens),
+        allowed_providers: requirements.allowed_providers,
+        data_regions: requirements.data_regions,
+        // Zero means "not set" in proto3; NaN and infinity are kept for the check to refuse.
+        max_cost_usd: (requirements.max_cost_usd != 0.0).then_some(requirements.max_cost_usd),
+        max_latency_ms: set(requirements.max_latency_ms),
+        min_quality: (requirements.min_quality != 0.0).then_some(requirements.min_quality),
+    }
+}
+
+fn unknown_enum(field: &'static str, value: i32) -> Status {
+    invalid_field(field, format!("{value} is not a value this server knows"))
+}
+
+/// A decision on the wire.
+pub(super) fn decision(decision: Decision) -> proto::Decision {
+    proto::Decision {
+        decision_id: decision.decision_id,
+        estimated_cost_usd: decision.selected.estimated_cost_usd,
+        selected: Some(candidate(decision.selected)),
+        fallbacks: decision.fallbacks.into_iter().map(fallback).collect(),
+        escalation: decision.escalation.map(escalation),
+        intent: Some(proto::Intent {
+            label: decision.intent.label.to_string(),
+            probability: decision.intent.probability.value(),
+            probabilities: decision.intent.probabilities.as_ref().map(distribution).unwrap_or_default(),
+            out_of_scope: decision.intent.out_of_scope.map(|p| p.value()),
+        }),
+        complexity: Some(proto::Complexity {
+            tier: decision.complexity.tier.as_str().to_owned(),
+            difficulty: decision.complexity.difficulty.value(),
+            tier_probabilities: decision.complexity.tier_probabilities.map(tiers).unwrap_or_default(),
+        }),
+        confidence: Some(confidence(decision.confidence)),
+        source: source(decision.source).into(),
+        reasons: decision.reasons.into_iter().map(reason).collect(),
+        policy: Some(policy_ref(&decision.policy)),
+        classifier: Some(classifier_ref(&decision.classifier)),
+        continuation: String::new(),
+        experiment: decision.experiment.map(experiment),
+        input: Some(input_report(decision.input)),
+        timings: Some(timings(decision.timings)),
+        request_id: decision.request_id,
+    }
+}
+
+/// Signals on the wire.
+pub(super) fn signals(signals: Signalled, reference: &ClassifierRef, calibrator: &str) -> proto::ClassifyResponse {
+    let Signalled { classification, tier, input, timings: times, .. } = signals;
+    let Classification { intent, difficulty, tiers: tier_probabilities, out_of_scope, .. } = classification;
+    let (label, probability) = intent.top();
+    proto::ClassifyResponse {
+        intent: Some(proto::Intent {
+            label: label.to_string(),
+            probability: f64::from(probability),
+            probabilities: distribution(&intent),
+            out_of_scope: Some(out_of_scope.value()),
+        }),
+        complexity: Some(proto::Complexity {
+            tier: tier.tier.as_str().to_owned(),
+            difficulty: difficulty.value(),
+            tier_probabilities: tiers(tier_probabilities),
+        }),
+        confidence: Some(proto::Confidence {
+            value: tier.suffices.value(),
+            of: crate::domain::ConfidenceOf::TierSuffices.as_str().to_owned(),
+            calibrator: calibrator.to_owned(),
+        }),
+        input: Some(input_report(input)),
+        classifier: Some(classifier_ref(reference)),
+        timings: Some(timings(times)),
+    }
+}
+
+/// A policy reference on the wire.
+pub(super) fn policy_ref(policy: &PolicyRef) -> proto::PolicyRef {
+    proto::PolicyRef {
+        id: policy.id.to_string(),
+        version: policy.version.to_string(),
+        sha256: policy.sha256.to_string(),
+        age_ms: policy.age_ms,
+        source: policy.source.to_string(),
+    }
+}
+
+/// A classifier reference on the wire.
+pub(super) fn classifier_ref(classifier: &ClassifierRef) -> proto::ClassifierRef {
+    proto::ClassifierRef {
+        name: classifier.name.to_string(),
+        version: classifier.version.to_string(),
+        sha256: classifier.sha256.to_string(),
+    }
+}
+
+/// A finding on the wire.
+pub(super) fn finding(finding: &Finding) -> proto::Finding {
+    let severity = match finding.severity {
+        Severity::Error => proto::Severity::Error,
+        Severity::Warning => proto::Severity::Warning,
+    };
+    proto::Finding {
+        severity: severity.into(),
+        code: finding.code.as_str().to_owned(),
+        path: finding.path.clone(),
+        line: finding.line,
+        message: finding.message.clone(),
+    }
+}
+
+fn candidate(candidate: Candidate) -> proto::Candidate {
+    proto::Candidate {
+        model: candidate.model.to_string(),
+        provider: candidate.provider.to_string(),
+        provider_model: candidate.provider_model.to_string(),
+        access_path: candidate.access_path.to_owned(),
+        parameters: Arc::unwrap_or_clone(candidate.parameters).into_iter().collect(),
+        estimated_cost_usd: candidate.estimated_cost_usd,
+        success_probability: candidate.success_probability.map(|p| p.value()),
+        endpoint: candidate.endpoint,
+    }
+}
+
+fn fallback(fallback: Fallback) -> proto::Fallback {
+    proto::Fallback { candidate: Some(candidate(fallback.candidate)), reason: Some(reason(fallback.reason)) }
+}
+
+fn escalation(escalation: Escalation) -> proto::Escalation {
+    proto::Escalation {
+        next: Some(candidate(escalation.next)),
+        score_threshold: escalation.score_threshold.value(),
+        hops_left: escalation.hops_left,
+    }
+}
+
+fn reason(reason: Reason) -> proto::Reason {
+    proto::Reason { code: reason.code.as_str().to_owned(), text: reason.text, subject: reason.subject }
+}
+
+fn confidence(confidence: Confidence) -> proto::Confidence {
+    proto::Confidence {
+        value: confidence.value.value(),
+        of: confidence.of.as_str().to_owned(),
+        calibrator: confidence.calibrator.to_string(),
+    }
+}
+
+fn source(source: Source) -> proto::Source {
+    match source {
+        Source::Rule => proto::Source::Rule,
+        Source::Classifier => proto::Source::Classifier,
+        Source::Cache => proto::Source::Cache,
+        Source::Override => proto::Source::Override,
+        Source::Degraded => proto::Source::Degraded,
+    }
+}
+
+fn distribution(distribution: &Distribution) -> Vec<proto::LabelProbability> {
+    distribution.iter().map(|(label, p)| label_probability(label, p)).collect()
+}
+
+fn tiers(probabilities: [f32; 3]) -> Vec<proto::LabelProbability> {
+    Tier::ALL.into_iter().zip(probabilities).map(|(tier, p)| label_probability(tier.as_str(), p)).collect()
+}
+
+fn label_probability(label: &str, probability: f32) -> proto::LabelProbability {
+    proto::LabelProbability { label: label.to_owned(), probability: f64::from(probability) }
+}
+
+fn experiment(arm: ExperimentArm) -> proto::ExperimentArm {
+    proto::ExperimentArm {
+        experiment: arm.experiment.to_string(),
+        arm: arm.arm.to_string(),
+        propensity: arm.propensity.value(),
+    }
+}
+
+fn input_report(input: InputReport) -> proto::InputReport {
+    proto::InputReport {
+        received_bytes: input.received_bytes,
+        used_bytes: input.used_bytes,
+        tokens_used: input.tokens_used,
+        tokens_cut: input.tokens_cut,
+        bytes_cut: input.bytes_cut,
+        turns_received: input.turns_received,
+        turns_used: input.turns_used,
+        language: input.language.unwrap_or_default().to_owned(),
+    }
+}
+
+fn timings(timings: Timings) -> proto::Timings {
+    proto::Timings {
+        text_us: timings.text_us,
+        rules_us: timings.rules_us,
+        queue_us: timings.queue_us,
+        inference_us: timings.inference_us,
+        policy_us: timings.policy_us,
+        total_us: timings.total_us,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(request: proto::RouteRequest) -> String {
+        route_request(request).unwrap_err().message().to_owned()
+    }
+
+    #[test]
+    fn unknown_enum_values_and_double_content_are_refused() {
+        let with_role = |role| proto::RouteRequest {
+            messages: vec![proto::Message { role, content: "hi".into() }],
+            ..proto::RouteRequest::default()
+        };
+        assert!(refused(with_role(99)).starts_with("messages.role: 99"));
+        assert!(refused(with_role(0)).starts_with("messages.role: is not set"));
+        assert!(refused(proto::RouteRequest { priority: 9, ..Default::default() }).starts_with("priority: 9"));
+        assert!(refused(proto::RouteRequest { query: "x".into(), ..with_role(2) }).starts_with("query: is set beside"));
+    }
+
+    #[test]
+    fn unset_numbers_require_nothing_and_nonsense_is_kept_for_the_check() {
+        let requirements = |requirements| {
+            let request = proto::RouteRequest {
+                query: "x".into(),
+                requirements: Some(requirements),
+                ..proto::RouteRequest::default()
+            };
+            route_request(request).unwrap()
+        };
+        assert_eq!(requirements(proto::Requirements::default()).requirements, Requirements::default());
+        let nan = requirements(proto::Requirements { max_cost_usd: f64::NAN, ..Default::default() });
+        assert_eq!(nan.check().unwrap_err().field, "requirements.max_cost_usd");
+    }
+}

@@ -1,0 +1,133 @@
+//! Every error as a gRPC status: code, text for the caller, details, retry advice. The only place that maps them.
+//!
+//! | error | whose fault | code | details |
+//! |---|---|---|---|
+//! | a field is not valid | caller | INVALID_ARGUMENT | `BadRequest` with the field |
+//! | unknown role | caller | INVALID_ARGUMENT | `BadRequest` |
+//! | unknown tenant, refused by the policy | caller | NOT_FOUND | `ResourceInfo` |
+//! | filters left no candidate | caller's requirements or the policy | FAILED_PRECONDITION | `PreconditionFailure`, one entry a removal |
+//! | deadline passed | caller or load | DEADLINE_EXCEEDED | |
+//! | too many requests in flight | load | RESOURCE_EXHAUSTED | `RetryInfo` |
+//! | classifier not available for `Classify` | us | UNAVAILABLE or DEADLINE_EXCEEDED | `RetryInfo` |
+//! | not warm yet | us | UNAVAILABLE | `RetryInfo` |
+//! | a method of a later version | us | UNIMPLEMENTED | |
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
+
+use super::admission::Overloaded;
+use crate::batch::BatchError;
+use crate::domain::InvalidQuery;
+use crate::policy::{NoCandidate, ScopeError};
+use crate::router::DecideError;
+
+/// How long a caller should wait before it tries an overloaded server again.
+const RETRY_AFTER_OVERLOAD: Duration = Duration::from_millis(250);
+/// How long a caller should wait for a server that is starting.
+const RETRY_AFTER_START: Duration = Duration::from_secs(1);
+
+pub(super) fn from_decide(error: DecideError) -> Status {
+    match error {
+        DecideError::Invalid(invalid) => from_invalid(&invalid),
+        DecideError::Scope(ScopeError::UnknownRole { role, known }) => {
+            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+            invalid_field("role", format!("{role:?} is not in the policy; known roles: {known}"))
+        }
+        DecideError::Scope(ScopeError::UnknownTenant(tenant)) => {
+            let text = format!("tenant {tenant:?} is not in the policy, which refuses unknown tenants");
+            let details = ErrorDetails::with_resource_info("tenant", tenant, "", text.clone());
+            Status::with_error_details(Code::NotFound, text, details)
+        }
+        DecideError::NoCandidate(none) => from_no_candidate(&none),
+        DecideError::DeadlineExceeded => Status::deadline_exceeded("the deadline had passed on arrival"),
+        DecideError::Unclassified(BatchError::DeadlineTooNear) => {
+            Status::deadline_exceeded("the deadline is too near for a forward pass")
+        }
+        DecideError::Unclassified(BatchError::Full) => {
+            retry(Code::ResourceExhausted, "the classification queue is full", RETRY_AFTER_OVERLOAD)
+        }
+        DecideError::Unclassified(BatchError::Failed | BatchError::Closed) => {
+            retry(Code::Unavailable, "the classifier could not be consulted", RETRY_AFTER_START)
+        }
+    }
+}
+
+pub(super) fn from_invalid(invalid: &InvalidQuery) -> Status {
+    invalid_field(invalid.field, invalid.problem.clone())
+}
+
+/// INVALID_ARGUMENT about one field.
+pub(super) fn invalid_field(field: &str, problem: impl Into<String>) -> Status {
+    let problem = problem.into();
+    let details = ErrorDetails::with_bad_request(vec![FieldViolation::new(field, problem.clone())]);
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
+}
+
+pub(super) fn overloaded(_: Overloaded) -> Status {
+    retry(Code::ResourceExhausted, "the server is at its limit of requests in flight", RETRY_AFTER_OVERLOAD)
+}
+
+pub(super) fn not_ready() -> Status {
+    retry(Code::Unavailable, "the model is being loaded", RETRY_AFTER_START)
+}
+
+/// A method that a later version fills.
+pub(super) fn not_offered(what: &str) -> Status {
+    Status::unimplemented(format!("{what} is not offered by this version of Pointsman"))
+}
+
+fn from_no_candidate(none: &NoCandidate) -> Status {
+    let violations: Vec<PreconditionViolation> = none
+        .removed
+        .iter()
+        .map(|reason| PreconditionViolation::new(reason.code.as_str(), reason.subject.clone(), reason.text.clone()))
+        .collect();
+    Status::with_error_details(
+        Code::FailedPrecondition,
+        none.to_string(),
+        ErrorDetails::with_precondition_failure(violations),
+    )
+}
+
+/// A status that invites another try; `grpc-retry-pushback-ms` tells clients that retry by themselves.
+fn retry(code: Code, text: &str, after: Duration) -> Status {
+    let mut status = Status::with_error_details(code, text, ErrorDetails::with_retry_info(Some(after)));
+    if let Ok(value) = after.as_millis().to_string().parse() {
+        status.metadata_mut().insert("grpc-retry-pushback-ms", value);
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_code() {
+        let invalid = || InvalidQuery { field: "query", problem: "is empty".into() };
+        let none = NoCandidate { chain: "c".into(), removed: vec![], reasons: vec![] };
+        let role = ScopeError::UnknownRole { role: "r".into(), known: vec![] };
+        let cases = [
+            (DecideError::Invalid(invalid()), Code::InvalidArgument),
+            (DecideError::Scope(role), Code::InvalidArgument),
+            (DecideError::Scope(ScopeError::UnknownTenant("t".into())), Code::NotFound),
+            (DecideError::NoCandidate(none), Code::FailedPrecondition),
+            (DecideError::DeadlineExceeded, Code::DeadlineExceeded),
+            (DecideError::Unclassified(BatchError::DeadlineTooNear), Code::DeadlineExceeded),
+            (DecideError::Unclassified(BatchError::Full), Code::ResourceExhausted),
+            (DecideError::Unclassified(BatchError::Failed), Code::Unavailable),
+        ];
+        for (error, code) in cases {
+            assert_eq!(from_decide(error).code(), code);
+        }
+        let status = from_invalid(&invalid());
+        assert_eq!(status.message(), "query: is empty");
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "query");
+        let shed = overloaded(Overloaded);
+        assert_eq!(shed.metadata().get("grpc-retry-pushback-ms").unwrap(), "250");
+        assert!(shed.get_error_details().retry_info().is_some());
+    }
+}

@@ -1,0 +1,337 @@
+//! The Prometheus metrics of the service.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::domain::{Decision, PolicyRef};
+
+/// Every metric. Cheap to share behind an `Arc`; recording never blocks for long.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    decisions: Family<DecisionLabels, Counter>,
+    stages: Family<StageLabels, Histogram>,
+    requests: Family<RequestLabels, Counter>,
+    in_flight: Gauge,
+    shed: Counter,
+    queue_entries: Gauge,
+    queue_tokens: Gauge,
+    batch_sequences: Histogram,
+    batch_tokens: Histogram,
+    batch_failures: Counter,
+    wasted: Counter,
+    cache: Family<CacheLabels, Counter>,
+    cache_entries: Gauge,
+    policy: Family<PolicyLabels, Gauge>,
+    policy_age: Gauge<f64, AtomicU64>,
+    policy_loads: Gauge,
+    policy_rejections: Gauge,
+    policy_fetch_failures: Gauge,
+}
+
+/// A part of answering one request.
+#[derive(Clone, Copy, Debug, EncodeLabelValue, Eq, Hash, PartialEq)]
+pub enum Stage {
+    /// Choosing and cleaning the text.
+    Text,
+    /// The pre-filter.
+    Rules,
+    /// Waiting for a forward pass.
+    Queue,
+    /// Tokenizer, encoder and heads.
+    Inference,
+    /// Chain, filters, selection.
+    Policy,
+    /// All of it.
+    Total,
+}
+
+/// What a look into the decision cache came to.
+#[derive(Clone, Copy, Debug, EncodeLabelValue, Eq, Hash, PartialEq)]
+pub enum CacheResult {
+    /// It was there.
+    Hit,
+    /// It was not.
+    Miss,
+}
+
+/// State of the policy store at the time of a scrape.
+#[derive(Clone, Debug)]
+pub struct PolicyGauges {
+    /// The policy in force.
+    pub policy: PolicyRef,
+    /// Documents accepted.
+    pub loads: u64,
+    /// Documents refused.
+    pub rejections: u64,
+    /// Fetches that failed.
+    pub fetch_failures: u64,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct DecisionLabels {
+    intent: String,
+    tier: &'static str,
+    model: String,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StageLabels {
+    stage: Stage,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RequestLabels {
+    method: &'static str,
+    code: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CacheLabels {
+    result: CacheResult,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct PolicyLabels {
+    id: String,
+    version: String,
+    sha256: String,
+    source: String,
+}
+
+/// From 10 microseconds to 2.6 seconds, doubling.
+const LATENCY_BUCKETS: u16 = 19;
+
+// === impl Metrics ===
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub fn new() -> Self {
+        let latency = || Histogram::new(doubling(10e-6, LATENCY_BUCKETS));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("pointsman"),
+            decisions: Family::default(),
+            stages: Family::new_with_constructor(latency as fn() -> Histogram),
+            requests: Family::default(),
+            in_flight: Gauge::default(),
+            shed: Counter::default(),
+            queue_entries: Gauge::default(),
+            queue_tokens: Gauge::default(),
+            batch_sequences: Histogram::new(doubling(1.0, 9)),
+            batch_tokens: Histogram::new(doubling(8.0, 11)),
+            batch_failures: Counter::default(),
+            wasted: Counter::default(),
+            cache: Family::default(),
+            cache_entries: Gauge::default(),
+            policy: Family::default(),
+            policy_age: Gauge::default(),
+            policy_loads: Gauge::default(),
+            policy_rejections: Gauge::default(),
+            policy_fetch_failures: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("decisions", "Decisions by intent, tier, selected model and source", self.decisions.clone());
+        r.register_with_unit("stage_duration", "Time by stage of a decision", Unit::Seconds, self.stages.clone());
+        r.register("requests", "Requests by method and gRPC status", self.requests.clone());
+        r.register("requests_in_flight", "Requests being answered", self.in_flight.clone());
+        r.register("requests_shed", "Requests refused by admission control", self.shed.clone());
+        r.register("queue_entries", "Queries waiting for a forward pass", self.queue_entries.clone());
+        r.register("queue_tokens", "Word pieces waiting for a forward pass", self.queue_tokens.clone());
+        r.register("batch_sequences", "Queries per forward pass", self.batch_sequences.clone());
+        r.register("batch_tokens", "Word pieces per forward pass", self.batch_tokens.clone());
+        r.register("batch_failures", "Forward passes that failed", self.batch_failures.clone());
+        r.register(
+            "skipped_inferences",
+            "Queries dropped unread: expired or cancelled in the queue",
+            self.wasted.clone(),
+        );
+        r.register("decision_cache_lookups", "Look-ups in the decision cache", self.cache.clone());
+        r.register("decision_cache_entries", "Entries in the decision cache", self.cache_entries.clone());
+        r.register("policy_info", "The policy in force", self.policy.clone());
+        r.register_with_unit(
+            "policy_age",
+            "Time since the source confirmed the policy",
+            Unit::Seconds,
+            self.policy_age.clone(),
+        );
+        r.register("policy_loads", "Policy documents accepted since the start", self.policy_loads.clone());
+        r.register("policy_rejections", "Policy documents refused since the start", self.policy_rejections.clone());
+        r.register("policy_fetch_failures", "Fetches that failed since the start", self.policy_fetch_failures.clone());
+    }
+
+    /// Counts a decision and its stage times.
+    pub fn record_decision(&self, decision: &Decision) {
+        let labels = DecisionLabels {
+            intent: decision.intent.label.to_string(),
+            tier: decision.complexity.tier.as_str(),
+            model: decision.selected.model.to_string(),
+            source: decision.source.as_str(),
+        };
+        self.decisions.get_or_create(&labels).inc();
+        let timings = &decision.timings;
+        for (stage, us) in [
+            (Stage::Text, timings.text_us),
+            (Stage::Rules, timings.rules_us),
+            (Stage::Queue, timings.queue_us),
+            (Stage::Inference, timings.inference_us),
+            (Stage::Policy, timings.policy_us),
+            (Stage::Total, timings.total_us),
+        ] {
+            if us > 0 || stage == Stage::Total {
+                self.stages.get_or_create(&StageLabels { stage }).observe(us as f64 * 1e-6);
+            }
+        }
+    }
+
+    /// Counts a finished request.
+    pub fn record_request(&self, method: &'static str, code: String) {
+        self.requests.get_or_create(&RequestLabels { method, code }).inc();
+    }
+
+    /// One more request is being answered.
+    pub fn request_started(&self) {
+        self.in_flight.inc();
+    }
+
+    /// One request fewer is being answered.
+    pub fn request_ended(&self) {
+        self.in_flight.dec();
+    }
+
+    /// A request was refused by admission control.
+    pub fn record_shed(&self) {
+        self.shed.inc();
+    }
+
+    /// How much waits for a forward pass.
+    pub fn set_queue(&self, entries: usize, tokens: usize) {
+        self.queue_entries.set(entries as i64);
+        self.queue_tokens.set(tokens as i64);
+    }
+
+    /// A forward pass was run.
+    pub fn record_batch(&self, sequences: usize, tokens: usize) {
+        self.batch_sequences.observe(sequences as f64);
+        self.batch_tokens.observe(tokens as f64);
+    }
+
+    /// A forward pass failed.
+    pub fn record_batch_failure(&self) {
+        self.batch_failures.inc();
+    }
+
+    /// A query was dropped from the queue unread.
+    pub fn record_skipped(&self) {
+        self.wasted.inc();
+    }
+
+    /// A look into the decision cache, and how many entries it has.
+    pub fn record_cache(&self, result: CacheResult, entries: usize) {
+        self.cache.get_or_create(&CacheLabels { result }).inc();
+        self.cache_entries.set(entries as i64);
+    }
+
+    /// All metrics in the OpenMetrics text format, with the policy's state as of now.
+    ///
+    /// # Errors
+    /// When formatting fails, which writing into a string does not.
+    pub fn encode(&self, policy: Option<&PolicyGauges>) -> Result<String, std::fmt::Error> {
+        if let Some(gauges) = policy {
+            // One series at a time: the policy in force.
+            self.policy.clear();
+            let PolicyRef { id, version, sha256, source, age_ms } = &gauges.policy;
+            let labels = PolicyLabels {
+                id: id.to_string(),
+                version: version.to_string(),
+                sha256: sha256.to_string(),
+                source: source.to_string(),
+            };
+            self.policy.get_or_create(&labels).set(1);
+            self.policy_age.set(*age_ms as f64 * 1e-3);
+            self.policy_loads.set(gauges.loads as i64);
+            self.policy_rejections.set(gauges.rejections as i64);
+            self.policy_fetch_failures.set(gauges.fetch_failures as i64);
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl Stage {
+    /// Microseconds of a duration, as timings hold them.
+    pub fn micros(duration: Duration) -> u64 {
+        u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+fn doubling(start: f64, n: u16) -> impl Iterator<Item = f64> {
+    prometheus_client::metrics::histogram::exponential_buckets(start, 2.0, n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_in_force_is_one_series() {
+        let metrics = Metrics::new();
+        let gauges = |version: &str| PolicyGauges {
+            policy: PolicyRef {
+                id: "p".into(),
+                version: version.into(),
+                sha256: "00".into(),
+                age_ms: 1_500,
+                source: "file".into(),
+            },
+            loads: 2,
+            rejections: 1,
+            fetch_failures: 0,
+        };
+        metrics.encode(Some(&gauges("1"))).unwrap();
+        let text = metrics.encode(Some(&gauges("2"))).unwrap();
+        assert!(
+            text.contains("pointsman_policy_info{id=\"p\",version=\"2\"") && !text.contains("version=\"1\""),
+            "{text}"
+        );
+        assert!(text.contains("pointsman_policy_age_seconds 1.5"), "{text}");
+        assert!(text.contains("pointsman_policy_rejections 1"), "{text}");
+    }
+
+    #[test]
+    fn shed_and_cache_count() {
+        let metrics = Metrics::new();
+        metrics.record_shed();
+        metrics.record_cache(CacheResult::Hit, 7);
+        metrics.record_request("Route", "OK".into());
+        let text = metrics.encode(None).unwrap();
+        for line in [
+            "pointsman_requests_shed_total 1",
+            "pointsman_decision_cache_lookups_total{result=\"Hit\"} 1",
+            "pointsman_decision_cache_entries 7",
+            "pointsman_requests_total{method=\"Route\",code=\"OK\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+}

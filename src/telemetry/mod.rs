@@ -1,0 +1,9 @@
+//! Every metric and the set-up of logs, in one place.
+//!
+//! Names follow Prometheus conventions: base units, `_total` on counters. Logs hold lengths and hashes, never text.
+
+mod logs;
+mod metrics;
+
+pub use logs::{LogFormat, init_logs};
+pub use metrics::{CacheResult, Metrics, PolicyGauges, Stage};
