@@ -16,6 +16,7 @@ pub mod policy;
 pub mod router;
 pub mod rpc;
 pub mod rules;
+pub mod serve;
 pub mod sources;
 pub mod telemetry;
 pub mod text;

@@ -166,9 +166,10 @@ impl Shared {
             }
             failure => {
                 self.metrics.record_batch_failure();
-                match failure {
-                    Ok(Err(error)) => tracing::error!(%error, n_tokens, "forward pass failed"),
-                    _ => tracing::error!(n_tokens, "forward pass panicked"),
+                if let Ok(Err(error)) = failure {
+                    tracing::error!(%error, n_tokens, "forward pass failed");
+                } else {
+                    tracing::error!(n_tokens, "forward pass panicked");
                 }
                 batch.into_iter().for_each(|entry| entry.answer(Err(BatchError::Failed)));
             }

@@ -93,7 +93,6 @@ pub struct IntentCall {
     /// Its calibrated probability; 1 when a rule fixed it.
     pub probability: Probability,
     /// The whole distribution, where the classifier ran.
-    #[serde(serialize_with = "serialize_distribution")]
     pub probabilities: Option<Distribution>,
     /// P(outside everything the classifier knows), where it ran.
     pub out_of_scope: Option<Probability>,
@@ -246,17 +245,6 @@ impl ConfidenceOf {
             Self::Rule => "rule",
             Self::None => "none",
         }
-    }
-}
-
-#[expect(clippy::ref_option, reason = "the signature serde asks for")]
-fn serialize_distribution<S: serde::Serializer>(
-    value: &Option<Distribution>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(distribution) => serializer.collect_map(distribution.iter()),
-        None => serializer.serialize_none(),
     }
 }
 

@@ -48,7 +48,7 @@ pub enum Structure {
 pub struct Structures(u16);
 
 /// What the classifier says of one query, all of it calibrated.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Classification {
     /// Probability of each intent.
     pub intent: Distribution,

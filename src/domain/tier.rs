@@ -17,7 +17,7 @@ pub enum Tier {
 }
 
 /// The tier to act on and the probability that it suffices.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TierChoice {
     /// The lowest tier whose cumulative probability reaches the asked one.
     pub tier: Tier,

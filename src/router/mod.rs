@@ -41,7 +41,7 @@ pub struct RouterOptions {
 }
 
 /// The classifier's signals for one query, without any policy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Signalled {
     /// What the classifier says.
     pub classification: Classification,
@@ -248,7 +248,7 @@ impl Router {
             tracing::error!(%error, bytes = prepared.text.len(), "tokenizer failed");
             BatchError::Failed
         })?;
-        let deadline = deadline.map(|deadline| deadline - DEADLINE_MARGIN);
+        let deadline = deadline.and_then(|deadline| deadline.checked_sub(DEADLINE_MARGIN));
         self.batcher.classify(input, query.priority, deadline).await
     }
 

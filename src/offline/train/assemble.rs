@@ -38,7 +38,7 @@ struct Corpus {
 struct Targets {
     labels: Vec<String>,
     /// `[rows, labels]`; a row of zeros has no intent.
-    targets: Array2<f32>,
+    matrix: Array2<f32>,
     out_of_scope: Vec<bool>,
 }
 
@@ -184,8 +184,8 @@ impl Targets {
             )));
         }
         let index: BTreeMap<&str, usize> = labels.iter().enumerate().map(|(i, label)| (label.as_str(), i)).collect();
-        let mut targets = Array2::zeros((corpus.rows.len(), labels.len()));
-        for (mut target, row) in targets.outer_iter_mut().zip(&corpus.rows) {
+        let mut matrix = Array2::zeros((corpus.rows.len(), labels.len()));
+        for (mut target, row) in matrix.outer_iter_mut().zip(&corpus.rows) {
             let known = row.soft.iter().filter_map(|(label, weight)| Some((*index.get(label.as_str())?, *weight)));
             let soft: Vec<(usize, f32)> = known.collect();
             let sum: f32 = soft.iter().map(|(_, weight)| weight).sum();
@@ -196,15 +196,15 @@ impl Targets {
             }
         }
         let out_of_scope = corpus.rows.iter().map(|row| oos.is_some() && recipe.label(row) == oos).collect();
-        Ok(Self { targets, out_of_scope, labels })
+        Ok(Self { labels, matrix, out_of_scope })
     }
 
     fn has_intent(&self, row: usize) -> bool {
-        self.targets.row(row).sum() > 0.0
+        self.matrix.row(row).sum() > 0.0
     }
 
     fn label(&self, row: usize) -> usize {
-        argmax(self.targets.row(row).iter().copied())
+        argmax(self.matrix.row(row).iter().copied())
     }
 
     /// L2-normalised mean embedding of each label's training rows: `[labels, hidden]`.
@@ -235,7 +235,7 @@ fn fit_intent(
             corpus.indices(split, |row| targets.has_intent(row) && recipe.intent_weight(&corpus.rows[row]) > 0.0);
         IntentData {
             inputs: inputs.select(Axis(0), &rows),
-            targets: targets.targets.select(Axis(0), &rows),
+            targets: targets.matrix.select(Axis(0), &rows),
             weights: rows.iter().map(|row| recipe.intent_weight(&corpus.rows[*row])).collect(),
         }
     };

@@ -1,0 +1,72 @@
+//! The admin endpoint: metrics, readiness, liveness, version, over plain HTTP.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::rpc::Backend;
+use crate::telemetry::PolicyGauges;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone)]
+struct Admin {
+    backend: Backend,
+    stopping: CancellationToken,
+}
+
+/// Serves until `stopping`.
+pub(super) async fn serve(listener: TcpListener, backend: Backend, stopping: CancellationToken) {
+    let state = Admin { backend, stopping: stopping.clone() };
+    let app = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/readyz", get(readyz))
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/version", get(version))
+        .with_state(state);
+    let stopped = async move { stopping.cancelled().await };
+    if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
+        tracing::error!(%error, "the admin endpoint ended");
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let gauges = admin.backend.ready().map(|ready| {
+        let (active, status) = (ready.router.policies().snapshot(), ready.router.policies().status());
+        PolicyGauges {
+            policy: active.policy_ref(),
+            loads: status.loads,
+            rejections: status.rejections,
+            fetch_failures: status.fetch_failures,
+        }
+    });
+    match admin.backend.metrics().encode(gauges.as_ref()) {
+        Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, OPEN_METRICS)], text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], format!("{error}\n")),
+    }
+}
+
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    if admin.stopping.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+    } else if admin.backend.ready().is_none() {
+        (StatusCode::SERVICE_UNAVAILABLE, "loading the model\n")
+    } else {
+        (StatusCode::OK, "ready\n")
+    }
+}
+
+async fn version(State(admin): State<Admin>) -> impl IntoResponse {
+    let loaded = admin.backend.ready().map(|ready| {
+        serde_json::json!({
+            "classifier": ready.router.classifier().reference(),
+            "policy": ready.router.policies().snapshot().policy_ref(),
+        })
+    });
+    let body = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "loaded": loaded });
+    ([(header::CONTENT_TYPE, "application/json")], format!("{body}\n"))
+}

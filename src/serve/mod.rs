@@ -1,0 +1,294 @@
+//! The running service: listeners, health, readiness, drain.
+//!
+//! Order of a start: bind both listeners, answer "not serving", load and warm the model, load the policy, then serve.
+//! Order of a stop: health says NOT_SERVING, listeners close, requests in flight finish within a bound, exit.
+
+mod admin;
+mod tasks;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+pub use tasks::Tasks;
+
+use crate::artifact::default_roots;
+use crate::batch::BatchOptions;
+use crate::classifier::{Classifier, LoadError, LoadOptions};
+use crate::config::{Config, PolicyPlace};
+use crate::encoder::{EncoderError, open_device};
+use crate::policy::PolicyOptions;
+use crate::router::{DecideError, Router, RouterOptions};
+use crate::rpc::proto::{
+    DESCRIPTORS, info_server::InfoServer, policy_service_server::PolicyServiceServer, router_server::RouterServer,
+};
+use crate::rpc::{Backend, InfoService, PolicyApi, RouterApi};
+use crate::sources::{EmbeddedSource, FileSource, PolicySource, PolicyStore, RefreshError};
+use crate::telemetry::Metrics;
+
+/// Why the service could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The model cannot be loaded.
+    #[error("cannot load the model")]
+    Load(#[from] LoadError),
+    /// The device is not there.
+    #[error("cannot use the device")]
+    Device(#[from] EncoderError),
+    /// The policy cannot be loaded.
+    #[error("cannot load the policy")]
+    Policy(#[from] RefreshError),
+    /// The encoder's thread cannot be started.
+    #[error("cannot start the encoder thread")]
+    Thread(#[source] std::io::Error),
+    /// The loaded model does not work.
+    #[error("the model does not answer")]
+    WarmUp(#[from] DecideError),
+    /// Reflection cannot be built from the descriptors.
+    #[error("cannot build the reflection service")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The gRPC server ended by itself.
+    #[error("the gRPC server failed")]
+    Transport(#[from] tonic::transport::Error),
+    /// A task of the server ended by itself.
+    #[error("a server task failed")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// A service that has its listeners and is not ready yet.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    grpc: TcpListener,
+    admin: TcpListener,
+    backend: Backend,
+    health: HealthReporter,
+    tasks: Tasks,
+}
+
+/// A service that answers.
+#[derive(Debug)]
+pub struct Running {
+    backend: Backend,
+    health: HealthReporter,
+    tasks: Tasks,
+    drain_timeout: Duration,
+    /// Where gRPC is served.
+    pub grpc_address: SocketAddr,
+    /// Where metrics and readiness are served.
+    pub admin_address: SocketAddr,
+    /// What is loaded, for people.
+    pub summary: String,
+}
+
+/// What came of a drain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Drained {
+    /// Every request in flight was answered.
+    Completely,
+    /// The time ran out; what was left was cut off.
+    TimedOut,
+}
+
+/// HTTP/2 streams a connection may have open; tonic's default is no limit at all.
+const MAX_CONCURRENT_STREAMS: u32 = 1_024;
+/// A client that is gone is noticed within twice this.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Names that health checks ask about; the empty one is the server as a whole.
+const HEALTH_SERVICES: [&str; 4] = ["", "pointsman.v1.Router", "pointsman.v1.PolicyService", "pointsman.v1.Info"];
+
+// === impl Server ===
+
+impl Server {
+    /// Binds both listeners.
+    ///
+    /// # Errors
+    /// Names the address that cannot be listened on.
+    pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        let bind =
+            async |address| TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source });
+        Ok(Self {
+            grpc: bind(config.listen).await?,
+            admin: bind(config.admin_listen).await?,
+            backend: Backend::new(Arc::new(Metrics::new()), config.max_in_flight),
+            health: HealthReporter::new(),
+            tasks: Tasks::new(),
+            config,
+        })
+    }
+
+    /// Serves "not ready", loads and warms everything, then serves decisions.
+    ///
+    /// # Errors
+    /// When the model, the device or the policy cannot be used.
+    pub async fn start(self) -> Result<Running, ServeError> {
+        let Self { config, grpc, admin, backend, health, tasks } = self;
+        let started = Instant::now();
+        let addresses = (local_address(&grpc, config.listen), local_address(&admin, config.admin_listen));
+        set_health(&health, ServingStatus::NotServing).await;
+        spawn_grpc(grpc, &backend, &health, &tasks)?;
+        tasks.spawn(admin::serve(admin, backend.clone(), tasks.stopping()));
+
+        let classifier = Arc::new(load_classifier(&config).await?);
+        let intents = Some(classifier.intent_labels().clone());
+        let policies = Arc::new(PolicyStore::start(policy_source(&config), PolicyOptions { intents }).await?);
+        let router = Router::start(
+            Arc::clone(&classifier),
+            Arc::clone(&policies),
+            Arc::clone(backend.metrics()),
+            router_options(&config),
+        )
+        .map_err(ServeError::Thread)?;
+        router.warm_up().await?;
+
+        let (poller, interval, stopping) = (Arc::clone(&policies), config.policy_poll_interval, tasks.stopping());
+        tasks.spawn(async move { poller.run(interval, stopping).await });
+        let summary = summary(&classifier, &policies, addresses, started.elapsed());
+        backend.set_ready(router);
+        set_health(&health, ServingStatus::Serving).await;
+        Ok(Running {
+            backend,
+            health,
+            tasks,
+            drain_timeout: config.drain_timeout,
+            grpc_address: addresses.0,
+            admin_address: addresses.1,
+            summary,
+        })
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// What all services share.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Stops taking requests and lets those in flight finish, within the configured bound.
+    pub async fn drain(self) -> Drained {
+        set_health(&self.health, ServingStatus::NotServing).await;
+        self.tasks.stop();
+        // An idle client can hold a graceful shutdown open for ever, so the wait is bounded.
+        match tokio::time::timeout(self.drain_timeout, self.tasks.wait()).await {
+            Ok(()) => Drained::Completely,
+            Err(_) => Drained::TimedOut,
+        }
+    }
+}
+
+/// Loads the classifier that `config` names, away from the request threads.
+///
+/// # Errors
+/// When the device or a file of the model cannot be used.
+pub async fn load_classifier(config: &Config) -> Result<Classifier, ServeError> {
+    let options = LoadOptions {
+        name: config.model.clone(),
+        roots: default_roots(config.models_dir.as_deref()),
+        max_tokens: config.max_tokens,
+        device: open_device(&config.device)?,
+    };
+    Ok(tokio::task::spawn_blocking(move || Classifier::load(&options)).await??)
+}
+
+/// The source that `config` names.
+pub fn policy_source(config: &Config) -> Box<dyn PolicySource> {
+    match &config.policy {
+        PolicyPlace::Embedded => Box::new(EmbeddedSource),
+        PolicyPlace::File(path) => Box::new(FileSource::new(path)),
+    }
+}
+
+/// The bounds that `config` sets.
+pub fn router_options(config: &Config) -> RouterOptions {
+    RouterOptions {
+        batch: BatchOptions { queue_entries: config.queue_entries, tokens_per_pass: config.tokens_per_pass },
+        cache_entries: config.decision_cache_entries,
+    }
+}
+
+fn spawn_grpc(
+    listener: TcpListener,
+    backend: &Backend,
+    health: &HealthReporter,
+    tasks: &Tasks,
+) -> Result<(), ServeError> {
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let health_service = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(health.clone()),
+    );
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(RouterServer::new(RouterApi::new(backend.clone())))
+        .add_service(PolicyServiceServer::new(PolicyApi::new(backend.clone())))
+        .add_service(InfoServer::new(InfoService::new(backend.clone())))
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let stopping = tasks.stopping();
+    tasks.spawn(async move {
+        let stopped = async move { stopping.cancelled().await };
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stopped).await {
+            tracing::error!(%error, "the gRPC server ended");
+        }
+    });
+    Ok(())
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in HEALTH_SERVICES {
+        health.set_service_status(service, status).await;
+    }
+}
+
+fn local_address(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+fn summary(
+    classifier: &Classifier,
+    policies: &PolicyStore,
+    (grpc, admin): (SocketAddr, SocketAddr),
+    took: Duration,
+) -> String {
+    let (reference, encoder, policy) = (classifier.reference(), classifier.encoder(), policies.snapshot());
+    let policy_ref = policy.policy_ref();
+    format!(
+        "classifier  {} {} from {}\n\
+         encoder     {} on {}, at most {} tokens\n\
+         policy      {} {} from {}, {} warning(s)\n\
+         gRPC        {grpc}\n\
+         admin       http://{admin}/metrics /readyz /livez /version\n\
+         ready in {} ms; try\n\n  \
+         grpcurl -plaintext -d '{{\"query\": \"Prove that the square root of 2 is irrational\"}}' {grpc} pointsman.v1.Router/Route\n",
+        reference.name,
+        reference.version,
+        classifier.dir().display(),
+        encoder.name(),
+        encoder.device_name(),
+        encoder.tokenizer().max_tokens(),
+        policy_ref.id,
+        policy_ref.version,
+        policies.source().place(),
+        policy.policy.warnings().len(),
+        took.as_millis(),
+    )
+}
