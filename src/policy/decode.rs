@@ -153,7 +153,7 @@ impl<'a> Decoder<'a> {
                 is_known
             })
             .collect();
-        visitor.visit_map(Entries { decoder: &self, entries: wanted.iter(), value: None })
+        visitor.visit_map(Entries { decoder: &self, rest: wanted.iter(), value: None })
     }
 }
 
@@ -277,7 +277,7 @@ impl<'de> SeqAccess<'de> for Alone<'de> {
 
 struct Entries<'p, 'e, 'a> {
     decoder: &'p Decoder<'a>,
-    entries: std::slice::Iter<'e, &'a Entry>,
+    rest: std::slice::Iter<'e, &'a Entry>,
     value: Option<&'a Entry>,
 }
 
@@ -285,7 +285,7 @@ impl<'de> MapAccess<'de> for Entries<'_, '_, 'de> {
     type Error = DecodeError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, DecodeError> {
-        self.value = self.entries.next().copied();
+        self.value = self.rest.next().copied();
         self.value
             .map(|entry| {
                 let key: StrDeserializer<'_, DecodeError> = entry.key.as_str().into_deserializer();

@@ -286,6 +286,15 @@ impl Default for DefaultsSpec {
     }
 }
 
+// === impl PriceSpec ===
+
+impl PriceSpec {
+    /// The price of a million tokens in and a million out: what models are compared by.
+    pub fn sum(&self) -> f64 {
+        self.input_usd + self.output_usd
+    }
+}
+
 // === impl AccessPath ===
 
 impl AccessPath {

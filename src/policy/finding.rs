@@ -135,8 +135,8 @@ finding_codes! {
 
 impl Finding {
     /// A finding at a place.
-    pub fn new(code: FindingCode, path: impl ToString, line: u32, message: impl Into<String>) -> Self {
-        Self { severity: code.severity(), code, path: path.to_string(), line, message: message.into() }
+    pub fn new(code: FindingCode, path: impl std::fmt::Display, line: u32, message: impl Into<String>) -> Self {
+        Self { severity: code.severity(), code, path: format!("{path}"), line, message: message.into() }
     }
 }
 

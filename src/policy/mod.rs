@@ -1,13 +1,14 @@
 //! The policy: the versioned document that maps signals to candidates, and what is decided with it.
 //!
-//! [`Policy::load`] takes a document's bytes through [`parse`] (YAML to typed values, every finding with its line)
-//! and [`validate`] (references, numbers, what cannot be meant) to an immutable snapshot. [`Policy::scope`] picks what
+//! [`Policy::load`] takes a document's bytes through `parse` (YAML to typed values, every finding with its line)
+//! and `validate` (references, numbers, what cannot be meant) to an immutable snapshot. [`Policy::scope`] picks what
 //! applies to a tenant and role, and [`Scope::resolve`] turns signals into candidates. `docs/policy.md` is the
 //! operator's view. Uses `domain` and `rules`; no I/O.
 
 mod decode;
 mod document;
 mod finding;
+mod lint;
 mod parse;
 mod resolve;
 mod scope;

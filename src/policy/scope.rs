@@ -73,7 +73,7 @@ impl Policy {
             unknown_tenant,
             rules: RuleStack::default(),
         };
-        scope.rules = RuleStack::new(scope.layers().into_iter().rev().map(|layer| Arc::clone(&layer.rules)));
+        scope.rules = RuleStack::new(scope.layers().rev().map(|layer| Arc::clone(&layer.rules)));
         Ok(scope)
     }
 }

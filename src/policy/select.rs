@@ -88,7 +88,7 @@ impl Demand<'_> {
         Candidate {
             model: model.name.clone(),
             provider: model.provider.clone(),
-            provider_model: model.provider_model.clone(),
+            provider_model: model.name_there.clone(),
             access_path: model.access_path,
             parameters: model.parameters.clone(),
             estimated_cost_usd: self.cost_usd(model),
@@ -156,7 +156,7 @@ impl Demand<'_> {
 pub(super) fn is_stronger(step: &Model, than: &Model) -> bool {
     match (step.ability, than.ability) {
         (Some(step), Some(than)) => step > than,
-        _ => step.price.input_usd + step.price.output_usd > than.price.input_usd + than.price.output_usd,
+        _ => step.price.sum() > than.price.sum(),
     }
 }
 

@@ -48,7 +48,8 @@ pub struct InvalidPolicy {
 pub(super) struct Model {
     pub(super) name: Arc<str>,
     pub(super) provider: Arc<str>,
-    pub(super) provider_model: Arc<str>,
+    /// What the provider calls it.
+    pub(super) name_there: Arc<str>,
     pub(super) access_path: &'static str,
     pub(super) price: PriceSpec,
     pub(super) context_window_tokens: u32,
@@ -244,7 +245,7 @@ impl Model {
         Self {
             name: Arc::from(name),
             provider: Arc::from(spec.provider.as_str()),
-            provider_model: Arc::from(spec.provider_model.as_str()),
+            name_there: Arc::from(spec.provider_model.as_str()),
             access_path: spec.access_path.as_str(),
             price: spec.price_per_million_tokens,
             context_window_tokens: spec.context_window_tokens,

@@ -104,8 +104,9 @@ impl<'a> Reader<'a> {
             return Err(Finding::new(FindingCode::TooDeep, at, line(span), message));
         }
         let (anchor, tagged) = match &event {
-            Event::Scalar(_, _, anchor, tag) => (*anchor, tag.is_some()),
-            Event::SequenceStart(anchor, tag) | Event::MappingStart(anchor, tag) => (*anchor, tag.is_some()),
+            Event::Scalar(_, _, anchor, tag) | Event::SequenceStart(anchor, tag) | Event::MappingStart(anchor, tag) => {
+                (*anchor, tag.is_some())
+            }
             Event::Alias(anchor) => (*anchor, false),
             _ => (0, false),
         };

@@ -166,9 +166,10 @@ impl RuleSet {
             return Err(errors);
         }
         let regexes = RegexSetBuilder::new(&compiler.regex_list).size_limit(MAX_REGEX_SET_BYTES).build();
-        let keywords = match compiler.keyword_list.is_empty() {
-            true => Ok(None),
-            false => AhoCorasick::new(&compiler.keyword_list).map(Some),
+        let keywords = if compiler.keyword_list.is_empty() {
+            Ok(None)
+        } else {
+            AhoCorasick::new(&compiler.keyword_list).map(Some)
         };
         match (regexes, keywords) {
             (Ok(regexes), Ok(keywords)) => {

@@ -9,6 +9,7 @@ use regex::SetMatches;
 
 use crate::domain::TextSignals;
 
+use super::MAX_REGEX_TEXT_BYTES;
 use super::compile::{Condition, Rule, RuleSet, fold, joins_words};
 use super::outcome::RuleOutcome;
 use super::spec::LengthSpec;
@@ -133,12 +134,17 @@ impl Evaluation<'_> {
                     scan.keywords.get_or_init(|| scan.find_keywords(self.folded.get_or_init(|| fold(input.text))));
                 ids.iter().any(|id| found.get(*id as usize).copied().unwrap_or(false))
             }),
-            Condition::Regex(id) => self
-                .scans
-                .get(layer)
-                .is_some_and(|scan| scan.regexes.get_or_init(|| scan.set.regexes.matches(input.text)).matched(*id)),
+            Condition::Regex(id) => self.scans.get(layer).is_some_and(|scan| {
+                scan.regexes.get_or_init(|| scan.set.regexes.matches(start_of(input.text))).matched(*id)
+            }),
         }
     }
+}
+
+/// The first [`MAX_REGEX_TEXT_BYTES`], less what would split a character.
+fn start_of(text: &str) -> &str {
+    let cut = (0..=text.len().min(MAX_REGEX_TEXT_BYTES)).rev().find(|end| text.is_char_boundary(*end));
+    cut.and_then(|end| text.get(..end)).unwrap_or(text)
 }
 
 fn within(bounds: &LengthSpec, signals: &TextSignals) -> bool {
@@ -166,7 +172,9 @@ impl<'a> Scan<'a> {
             if !*slot {
                 let before = folded.get(..hit.start()).and_then(|text| text.chars().next_back());
                 let after = folded.get(hit.end()..).and_then(|text| text.chars().next());
-                *slot = !(*at_start && before.is_some_and(joins_words)) && !(*at_end && after.is_some_and(joins_words));
+                let joined =
+                    (*at_start && before.is_some_and(joins_words)) || (*at_end && after.is_some_and(joins_words));
+                *slot = !joined;
             }
         }
         found

@@ -6,9 +6,13 @@
 
 mod compile;
 mod evaluate;
+mod imply;
 mod outcome;
 mod path;
 mod spec;
+
+#[cfg(test)]
+mod tests;
 
 pub use compile::{RuleError, RuleProblem, RuleSet};
 pub use evaluate::{RuleInput, RuleStack};
@@ -19,6 +23,9 @@ pub use spec::{ConditionSpec, EffectSpec, LengthSpec, RuleSpec};
 /// Deepest nesting of conditions.
 pub const MAX_CONDITION_DEPTH: usize = 16;
 /// Most memory one compiled regular expression may take, in bytes; bounds the time per byte of text too.
-pub const MAX_REGEX_BYTES: usize = 1024 * 1024;
+pub const MAX_REGEX_BYTES: usize = 512 * 1024;
 /// Most memory all regular expressions of one rule list may take, in bytes.
 pub const MAX_REGEX_SET_BYTES: usize = 16 * 1024 * 1024;
+/// Regular expressions look at this much of the text's start, in bytes. Matching is linear, but an expression can take
+/// microseconds a byte: 256 KiB of text would hold a request up for seconds.
+pub const MAX_REGEX_TEXT_BYTES: usize = 16 * 1024;

@@ -39,7 +39,8 @@ pub struct ConditionSpec {
     /// The text has at least one of these as whole words, whatever the case. A run of white space in the text equals
     /// one space in a keyword.
     pub keywords: Option<Vec<String>>,
-    /// This regular expression is found in the text (syntax of the `regex` crate; `(?i)` ignores case).
+    /// This regular expression is found in the first 16 KiB of the text (syntax of the `regex` crate; `(?i)` ignores
+    /// case). `$` is the end of what is looked at.
     pub regex: Option<String>,
     /// The text is this long.
     pub length: Option<LengthSpec>,

@@ -1,5 +1,7 @@
 //! The policy that is built in.
 
+use std::time::Duration;
+
 use super::{Fetch, Fetched, PolicySource};
 use crate::policy::DEFAULT_DOCUMENT;
 
@@ -16,6 +18,10 @@ impl PolicySource for EmbeddedSource {
 
     fn place(&self) -> String {
         "embedded default".to_owned()
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        None
     }
 
     fn fetch<'a>(&'a self, seen: Option<&'a str>) -> Fetch<'a> {

@@ -5,6 +5,7 @@
 //! most 1 MiB, so reading it a few times a second costs nothing that matters.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
@@ -17,6 +18,9 @@ use crate::policy::{MAX_DOCUMENT_BYTES, sha256_hex};
 pub struct FileSource {
     path: PathBuf,
 }
+
+/// Short enough that a change is seen within a second.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 // === impl FileSource ===
 
@@ -52,6 +56,10 @@ impl PolicySource for FileSource {
 
     fn place(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        Some(POLL_INTERVAL)
     }
 
     fn fetch<'a>(&'a self, seen: Option<&'a str>) -> Fetch<'a> {

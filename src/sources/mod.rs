@@ -7,8 +7,12 @@ mod embedded;
 mod file;
 mod store;
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 pub use embedded::EmbeddedSource;
 pub use file::FileSource;
@@ -21,6 +25,9 @@ pub trait PolicySource: Send + Sync + std::fmt::Debug {
 
     /// The place, for people: a path, a URL.
     fn place(&self) -> String;
+
+    /// How often it is worth asking; `None`: it never changes.
+    fn poll_interval(&self) -> Option<Duration>;
 
     /// Fetches the document unless it is still at `seen`, the revision that was fetched last.
     fn fetch<'a>(&'a self, seen: Option<&'a str>) -> Fetch<'a>;

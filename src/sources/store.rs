@@ -179,8 +179,7 @@ impl PolicyStore {
                 match compile(bytes, self.options.clone(), self.source.place()).await {
                     Ok(policy) => {
                         seen.refused = None;
-                        self.put_in_force(policy);
-                        Ok(PolicyEvent::Loaded)
+                        Ok(self.put_in_force(policy))
                     }
                     Err(error) => {
                         seen.refused = Some(with_sources(&error));
@@ -191,18 +190,19 @@ impl PolicyStore {
         }
     }
 
-    fn put_in_force(&self, policy: Policy) {
+    fn put_in_force(&self, policy: Policy) -> PolicyEvent {
         let previous = self.active.load();
         if previous.policy.sha256() == policy.sha256() {
             // The same bytes again, after an edit that was refused: nothing changes for requests.
             previous.confirm();
-            return;
+            return PolicyEvent::Unchanged;
         }
         tracing::info!(
             id = %policy.id(), version = %policy.version(), sha256 = %policy.sha256(),
             warnings = policy.warnings().len(), place = %self.source.place(), "policy in force"
         );
         self.active.store(Arc::new(ActivePolicy::new(policy, self.source.kind())));
+        PolicyEvent::Loaded
     }
 
     fn record(&self, outcome: &Result<PolicyEvent, RefreshError>, seen: &Seen) {

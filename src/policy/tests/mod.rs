@@ -1,6 +1,10 @@
 //! Tests of the whole path from a document to a decision, and what they share.
 
 mod default_document;
+mod documentation;
+mod findings;
+mod properties;
+mod resolve;
 
 use std::sync::Arc;
 
