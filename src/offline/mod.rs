@@ -3,6 +3,8 @@
 //! Uses the classifier and what lies below it; nothing that serves requests uses this.
 
 pub mod dataset;
+pub mod evaluate;
 pub mod metrics;
+pub mod report;
 pub mod scored;
 pub mod split;
