@@ -89,6 +89,8 @@ pub struct Case<'a> {
 pub enum GroupBy {
     /// Where the row comes from.
     Source,
+    /// Where it comes from and the source's own label: a source may hold tasks that have nothing in common.
+    Task,
     /// Words of the text.
     Length,
 }
@@ -193,6 +195,10 @@ impl GroupBy {
     fn key(self, row: &Row) -> GroupKey {
         match self {
             Self::Source => GroupKey { order: 0, name: row.source().to_owned() },
+            Self::Task => {
+                let task = row.task.as_ref().map_or_else(String::new, |task| format!(": {task}"));
+                GroupKey { order: 0, name: format!("{}{task}", row.source()) }
+            }
             Self::Length => {
                 let n_words = n_words(&row.text);
                 let order = LENGTH_BUCKETS.iter().position(|(most, _)| n_words <= *most).unwrap_or_default();
@@ -267,5 +273,13 @@ pub(crate) mod tests {
         let names: Vec<&str> = groups.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["1-8 words", "9-24 words", "201 words and more"]);
         assert_eq!(GroupBy::Source.split(&[0, 1, 2], |index: usize| &rows[index])[0].1, [0, 1]);
+    }
+
+    #[test]
+    fn tasks_of_one_source_are_kept_apart() {
+        let mut rows = [row("a/1", "x"), row("a/2", "x"), row("a/3", "x")];
+        rows[0].task = Some("sums".to_owned());
+        let groups = GroupBy::Task.split(&[0, 1, 2], |index: usize| &rows[index]);
+        assert_eq!(groups, [("a".to_owned(), vec![1, 2]), ("a: sums".to_owned(), vec![0])]);
     }
 }

@@ -5,6 +5,7 @@
 pub mod dataset;
 pub mod evaluate;
 pub mod metrics;
+pub mod register;
 pub mod report;
 pub mod scored;
 pub mod split;

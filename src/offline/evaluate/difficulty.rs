@@ -19,6 +19,8 @@ pub struct DifficultySection {
     pub overall: DifficultyFigures,
     /// By where rows come from.
     pub by_source: Vec<DifficultyFigures>,
+    /// By where rows come from and the source's own label.
+    pub by_task: Vec<DifficultyFigures>,
     /// By words.
     pub by_length: Vec<DifficultyFigures>,
 }
@@ -83,6 +85,7 @@ pub(super) fn section(
         n_not_scored: rows.len() - judged.len(),
         overall: figures("all".to_owned(), &judged, bootstrap),
         by_source: breakdown(GroupBy::Source),
+        by_task: breakdown(GroupBy::Task),
         by_length: breakdown(GroupBy::Length),
     })
 }

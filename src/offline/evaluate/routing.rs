@@ -35,6 +35,8 @@ pub struct RoutingSection {
     pub apgr_over_bytes: Option<Estimate>,
     /// By where rows come from.
     pub by_source: Vec<RoutingGroup>,
+    /// By where rows come from and the source's own label.
+    pub by_task: Vec<RoutingGroup>,
     /// By words.
     pub by_length: Vec<RoutingGroup>,
 }
@@ -160,6 +162,7 @@ pub(super) fn section(
         baselines,
         apgr_over_bytes,
         by_source: breakdown(GroupBy::Source),
+        by_task: breakdown(GroupBy::Task),
         by_length: breakdown(GroupBy::Length),
     })
 }

@@ -65,7 +65,9 @@ pub(super) fn cost_quality(section: &RoutingSection) -> Result<(String, Vec<Seri
         for (figures, colour) in &lines {
             let points: Vec<(f64, f64)> =
                 figures.curve.iter().map(|point| (point.strong_share, point.quality)).collect();
-            chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+            // A router without a threshold is one point, under the ends of every line: larger, so that it shows.
+            let radius = if points.len() == 1 { 6 } else { 3 };
+            chart.draw_series(points.iter().map(|point| Circle::new(*point, radius, colour.filled())))?;
             chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
         }
         Ok(())
@@ -116,7 +118,7 @@ fn draw_on(
         .margin(12)
         .margin_right(LAST_LABEL_PX)
         .x_label_area_size(44)
-        .y_label_area_size(56)
+        .y_label_area_size(68)
         .build_cartesian_2d(x, y)?;
     let percent = |value: &f64| format!("{:.0} %", value * 100.0);
     chart

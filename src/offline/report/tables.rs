@@ -205,24 +205,14 @@ fn difficulty(section: &DifficultySection) -> Section {
             estimate(g.auroc_bytes),
             estimate(g.auroc_words),
             estimate(g.auroc_over_bytes),
-            g.n.to_string(),
-            estimate(g.spearman),
-            estimate(g.spearman_bytes),
         ]
     };
-    let header = [
-        "group",
-        "n weak",
-        "weak fails",
-        "AUROC",
-        "AUROC bytes",
-        "AUROC words",
-        "over bytes",
-        "n",
-        "Spearman",
-        "Spearman bytes",
-    ];
-    let sources = std::iter::once(&section.overall).chain(&section.by_source);
+    let rank = |g: &DifficultyFigures| {
+        vec![g.group.clone(), g.n.to_string(), estimate(g.spearman), estimate(g.spearman_bytes)]
+    };
+    let header = ["group", "n", "weak fails", "AUROC", "AUROC bytes", "AUROC words", "over bytes"];
+    let rank_header = ["group", "n", "Spearman", "Spearman bytes"];
+    let sources = || std::iter::once(&section.overall).chain(&section.by_source);
     Section {
         kind: Kind::Difficulty,
         title: "Difficulty",
@@ -236,8 +226,12 @@ fn difficulty(section: &DifficultySection) -> Section {
             ),
         ],
         tables: vec![
-            Table::new("Difficulty by source", &header, sources.map(group).collect()),
-            Table::new("Difficulty by length", &header, section.by_length.iter().map(group).collect()),
+            Table::new("Weak-model failure by source", &header, sources().map(group).collect()),
+            Table::new("Weak-model failure by task", &header, section.by_task.iter().map(group).collect()),
+            Table::new("Weak-model failure by length", &header, section.by_length.iter().map(group).collect()),
+            Table::new("Mean failure by source", &rank_header, sources().map(rank).collect()),
+            Table::new("Mean failure by task", &rank_header, section.by_task.iter().map(rank).collect()),
+            Table::new("Mean failure by length", &rank_header, section.by_length.iter().map(rank).collect()),
         ],
     }
 }
@@ -288,6 +282,7 @@ fn routing(section: &RoutingSection) -> Section {
         tables: vec![
             Table::new("Routers", &["router", "APGR", "CPT(50)", "CPT(80)"], routers),
             Table::new("Routing by source", &header, section.by_source.iter().map(group).collect()),
+            Table::new("Routing by task", &header, section.by_task.iter().map(group).collect()),
             Table::new("Routing by length", &header, section.by_length.iter().map(group).collect()),
         ],
     }

@@ -76,7 +76,7 @@ mod tests {
         for expected in [
             "Intent by label",
             "Risk-controlled tier",
-            "Difficulty by source",
+            "Mean failure by source",
             "prompt length (bytes)",
             "text is <empty>",
         ] {
