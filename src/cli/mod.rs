@@ -1,15 +1,22 @@
 //! The command line: one file per subcommand.
 
+mod eval;
 mod import;
 mod policy;
 mod route;
+mod score;
 mod serve;
 mod train;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+
+use crate::artifact::default_roots;
+use crate::classifier::{Classifier, LoadOptions};
+use crate::encoder::open_device;
 
 /// Decides which language model should answer a query.
 #[derive(Debug, Parser)]
@@ -29,6 +36,10 @@ enum Command {
     Classify(Box<route::TextArgs>),
     /// Show and check policy documents.
     Policy(policy::Args),
+    /// Score a file of prompts in bulk.
+    Score(score::Args),
+    /// Evaluate scores against what is known of the rows.
+    Eval(Box<eval::Args>),
     /// Train heads for a label set on a frozen encoder.
     Train(train::Args),
     /// Convert an encoder in Hugging Face layout into a model directory.
@@ -45,6 +56,8 @@ pub fn main() -> ExitCode {
         Command::Route(args) => route::route(*args),
         Command::Classify(args) => route::classify(*args),
         Command::Policy(args) => policy::run(&args),
+        Command::Score(args) => score::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
     };
@@ -57,15 +70,54 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Which classifier an offline command uses and where it runs.
+#[derive(Debug, clap::Args)]
+struct ModelArgs {
+    /// Classifier: a name or a directory.
+    #[arg(long, env = "POINTSMAN_MODEL", default_value = "default")]
+    model: String,
+    /// Where models are looked up by name [default: ./models, then beside the executable].
+    #[arg(long, env = "POINTSMAN_MODELS_DIR")]
+    models_dir: Option<PathBuf>,
+    /// cpu or cuda:N.
+    #[arg(long, env = "POINTSMAN_DEVICE", default_value = "cpu")]
+    device: String,
+    /// Threads for matrix products [default: one per core].
+    #[arg(long, env = "POINTSMAN_THREADS")]
+    threads: Option<usize>,
+    /// Sequence limit in word pieces [default: the classifier's own].
+    #[arg(long, env = "POINTSMAN_MAX_TOKENS")]
+    max_tokens: Option<usize>,
+}
+
+impl ModelArgs {
+    fn load(&self) -> anyhow::Result<Classifier> {
+        let options = LoadOptions {
+            name: self.model.clone(),
+            roots: default_roots(self.models_dir.as_deref()),
+            max_tokens: self.max_tokens,
+            device: open_device(&self.device)?,
+        };
+        Ok(Classifier::load(&options)?)
+    }
+}
+
 /// The asynchronous runtime, and the pool of `threads` that the encoder's matrix products run on.
 fn runtime(threads: Option<usize>) -> anyhow::Result<tokio::runtime::Runtime> {
-    if let Some(threads) = threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .context("cannot set the number of compute threads")?;
-    }
+    set_threads(threads)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Sets the size of the pool that matrix products run on.
+fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global().context("cannot set the number of compute threads")
+}
+
+/// The command as it was typed, without the path of the executable.
+fn command_line() -> String {
+    std::iter::once("pointsman".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }
 
 /// Prints one line of a command's result; a closed pipe (`| head`) is not an error.

@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         base: args.base.clone(),
         out: args.out.clone(),
         version: args.version.clone(),
-        command: command_line(),
+        command: super::command_line(),
         device: open_device(&args.device)?,
     };
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} {eta}")?);
@@ -85,11 +85,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     super::print_line(&render(&report));
     super::print_line(&format!("wrote {}", args.out.display()));
     Ok(ExitCode::SUCCESS)
-}
-
-/// The command as it was typed, without the path of the executable.
-fn command_line() -> String {
-    std::iter::once("pointsman".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }
 
 fn render(report: &TrainReport) -> String {

@@ -3,8 +3,12 @@
 //! Uses the classifier and what lies below it; nothing that serves requests uses this.
 
 pub mod dataset;
+pub mod evaluate;
 pub mod import;
 pub mod metrics;
+pub mod register;
+pub mod report;
+pub mod score;
 pub mod scored;
 pub mod split;
 pub mod train;

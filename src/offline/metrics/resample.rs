@@ -76,7 +76,9 @@ impl Bootstrap {
         let mut rng = StdRng::seed_from_u64(self.seed);
         let mut samples: [Vec<f64>; K] = std::array::from_fn(|_| Vec::with_capacity(self.n_draws));
         for _ in 0..self.n_draws {
-            rows.iter_mut().for_each(|row| *row = rng.random_range(0..n));
+            for row in &mut rows {
+                *row = rng.random_range(0..n);
+            }
             for (sample, value) in samples.iter_mut().zip(figures(&rows)) {
                 sample.extend(value);
             }

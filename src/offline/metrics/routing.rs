@@ -1,6 +1,6 @@
 //! What a router buys between a weak and a strong model: cost-quality curve, APGR, CPT.
 //!
-//! Definitions of RouteLLM (arXiv 2406.18665) and its published evaluation code: a query goes to the strong model when
+//! Definitions of `RouteLLM` (arXiv 2406.18665) and its published evaluation code: a query goes to the strong model when
 //! the router's score reaches a threshold; thresholds are the ten-quantile edges of the router's own scores on the rows
 //! at hand, from 100 % to 0 % strong calls. APGR is the area between the curve of quality over strong share and the
 //! weak model's quality, as a share of the same area of the strong model. CPT(p) is the smallest strong share at which
@@ -42,7 +42,7 @@ pub struct Curve {
     pub strong: f64,
 }
 
-/// Steps between the thresholds: ten, as RouteLLM publishes.
+/// Steps between the thresholds: ten, as `RouteLLM` publishes.
 const N_STEPS: usize = 10;
 
 // === impl Curve ===

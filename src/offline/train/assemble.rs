@@ -16,6 +16,7 @@ use crate::classifier::{HEADS, load_encoder};
 use crate::domain::{Content, Tier};
 use crate::heads::{HeadWeights, Mlp, OutOfScope, TierScale, familiarity, softmax, standardise};
 use crate::offline::dataset::{Row, read_rows};
+use crate::offline::evaluate::models::canonical_name;
 use crate::offline::metrics::{
     calibration::{N_BINS, brier, expected_calibration_error, reliability},
     classification::Confusion,
@@ -346,7 +347,7 @@ fn difficulty_data(
         let answers: Vec<(usize, f32)> = row
             .outcomes
             .iter()
-            .filter_map(|(name, score)| Some((*models.get(irt::normalise_model(name).as_str())?, (*score)?)))
+            .filter_map(|(name, score)| Some((*models.get(canonical_name(name).as_str())?, (*score)?)))
             .collect();
         for (model, score) in &answers {
             data.scores[(index, *model)] = score.clamp(0.0, 1.0);
@@ -386,15 +387,20 @@ fn difficulty_auroc(corpus: &Corpus, network: &Mlp, inputs: &Array2<f32>) -> BTr
 }
 
 /// Models whose failure tells hard prompts from easy ones, weakest evidence last.
-const WEAK_MODELS: [&str; 5] =
-    [irt::REFERENCE_MODEL, "llama-3.1-8b", "llama-3-8b", "gpt-3.5-turbo-1106", "mistral-7b-v0.3"];
+const WEAK_MODELS: [&str; 5] = [
+    irt::REFERENCE_MODEL,
+    "llama-3-1-8b-instruct",
+    "llama-3-8b-instruct",
+    "gpt-3-5-turbo-1106",
+    "mistral-7b-instruct-v0-3",
+];
 
 /// Whether the first known weak model failed; `None` when none of them answered.
 fn weak_failed(row: &Row) -> Option<bool> {
     WEAK_MODELS.iter().find_map(|weak| {
         row.outcomes
             .iter()
-            .find_map(|(name, score)| if irt::normalise_model(name) == *weak { score.map(|s| s < 0.5) } else { None })
+            .find_map(|(name, score)| if canonical_name(name) == *weak { score.map(|s| s < 0.5) } else { None })
     })
 }
 

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 
 use crate::offline::dataset::Row;
+use crate::offline::evaluate::models::canonical_name;
 
 /// Ability 0 on the scale.
-pub const REFERENCE_MODEL: &str = "mixtral-8x7b";
+pub const REFERENCE_MODEL: &str = "mixtral-8x7b-instruct";
 
 /// Standard deviation of the prior on difficulties, in logits.
 const DIFFICULTY_SD: f32 = 2.0;
@@ -22,7 +23,7 @@ const MAX_STEP: f32 = 1.0;
 /// The fitted scale.
 #[derive(Clone, Debug, Default)]
 pub struct Scale {
-    /// Ability of each model, by normalised name.
+    /// Ability of each model, by canonical name.
     pub abilities: BTreeMap<String, f32>,
     /// Difficulty of each row that has outcomes, by row index.
     pub difficulties: BTreeMap<usize, f32>,
@@ -44,7 +45,7 @@ pub fn fit(rows: &[&Row]) -> Scale {
         for (name, score) in &row.outcomes {
             let Some(score) = score else { continue };
             let next = models.len();
-            let model = *models.entry(normalise_model(name)).or_insert(next);
+            let model = *models.entry(canonical_name(name)).or_insert(next);
             answers.push(Answer { item, model, score: score.clamp(0.0, 1.0) });
         }
     }
@@ -66,20 +67,6 @@ pub fn fit(rows: &[&Row]) -> Scale {
         abilities: models.into_iter().map(|(name, index)| (name, abilities[index] - anchor)).collect(),
         difficulties: answered.into_iter().map(|item| (item, difficulties[item] - anchor)).collect(),
     }
-}
-
-/// One name for the spellings of a model: lower case, without host, date, or words that all chat models carry.
-pub fn normalise_model(name: &str) -> String {
-    let name = name.split('@').next().unwrap_or(name).to_lowercase().replace('_', ".");
-    let name = name.split('(').next().unwrap_or_default();
-    let kept: Vec<&str> = name
-        .split('-')
-        .filter(|part| {
-            !matches!(*part, "instruct" | "chat" | "inst" | "it" | "meta" | "preview" | "hf" | "v0.1" | "fp8" | "sn")
-        })
-        .filter(|part| !(part.len() == 8 && part.bytes().all(|b| b.is_ascii_digit())))
-        .collect();
-    kept.join("-")
 }
 
 /// Moves every parameter towards the maximum of its posterior, given the others.
@@ -119,19 +106,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spellings_meet() {
-        for name in ["Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b-chat", "Mixtral-8x7B-Instruct-v0.1@x"] {
-            assert_eq!(normalise_model(name), REFERENCE_MODEL);
-        }
-        assert_eq!(normalise_model("gpt-4-1106-preview"), "gpt-4-1106");
-        assert_eq!(normalise_model("Meta-Llama-3_1-8B-Instruct"), normalise_model("llama-3.1-8b-instruct"));
-        assert_ne!(normalise_model("Qwen2-7B-Instruct"), normalise_model("Qwen2.5-7B-Instruct"));
-    }
-
-    #[test]
     fn recovers_a_known_scale() {
         let mut rng = StdRng::seed_from_u64(7);
-        let abilities = [("mixtral-8x7b", 0.0_f32), ("weak", -1.0), ("strong", 1.5), ("mid", 0.5), ("other", 0.2)];
+        let abilities = [(REFERENCE_MODEL, 0.0_f32), ("weak", -1.0), ("strong", 1.5), ("mid", 0.5), ("other", 0.2)];
         let truth: Vec<f32> = (0..600).map(|_| rng.random_range(-2.0..2.0)).collect();
         let rows: Vec<Row> = truth
             .iter()

@@ -1,0 +1,229 @@
+//! Tier: is the most probable one right, and does the risk-controlled one keep its promise?
+
+use serde::Serialize;
+
+use super::{Case, GroupBy};
+use crate::domain::{Probability, Tier, TierChoice};
+use crate::offline::metrics::calibration::N_BINS;
+use crate::offline::metrics::{
+    Bootstrap, ClassScores, Confusion, Estimate, ReliabilityBin, brier, expected_calibration_error, mean, reliability,
+    wilson_interval,
+};
+
+/// What was measured on the rows that carry a tier.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TierSection {
+    /// Rows with a tier and scores.
+    pub n: usize,
+    /// Rows with a tier but no scores; in no figure below.
+    pub n_not_scored: usize,
+    /// Share whose most probable tier is the true one.
+    pub accuracy: Estimate,
+    /// Mean F1 of the most probable tier.
+    pub macro_f1: f64,
+    /// Expected calibration error of the most probable tier's probability.
+    pub ece: f64,
+    /// Mean squared error of the whole distribution, 0..2.
+    pub brier: f64,
+    /// Every tier.
+    pub classes: Vec<ClassScores>,
+    /// Truth by most probable tier.
+    pub confusion: Confusion,
+    /// Confidence against accuracy.
+    pub reliability: Vec<ReliabilityBin>,
+    /// What the scored file's own `tier` and `confidence` are worth.
+    pub served: ServedTier,
+    /// The risk-controlled tier at several promises.
+    pub risk: Vec<RiskRow>,
+    /// By where rows come from.
+    pub by_source: Vec<TierFigures>,
+    /// By words.
+    pub by_length: Vec<TierFigures>,
+}
+
+/// The tier that the scored file chose.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ServedTier {
+    /// Share that equals the true tier.
+    pub exact: f64,
+    /// Share below it: the answer may be too weak.
+    pub under_routed: Estimate,
+    /// Share above it: the answer costs too much.
+    pub over_routed: f64,
+    /// Expected calibration error of `confidence` as P(the tier suffices).
+    pub suffices_ece: f64,
+}
+
+/// The risk-controlled tier at one `min_confidence`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RiskRow {
+    /// The promise: at most `1 - min_confidence` of rows are under-routed.
+    pub min_confidence: f64,
+    /// Share whose chosen tier is below the true one, with its Wilson interval.
+    pub under_routed: Estimate,
+    /// Share whose chosen tier is above the true one.
+    pub over_routed: f64,
+    /// Share given each tier, cheapest first.
+    pub tier_shares: [f64; 3],
+    /// Whether the promise is kept on these rows.
+    pub kept: bool,
+}
+
+/// The figures of a part of the rows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TierFigures {
+    /// Which part.
+    pub group: String,
+    /// Rows of it.
+    pub n: usize,
+    /// Share whose most probable tier is right.
+    pub accuracy: f64,
+    /// Expected calibration error.
+    pub ece: f64,
+    /// Under-routed share at `min_confidence` 0.8.
+    pub under_routed_at_80: f64,
+}
+
+/// The promises reported.
+const MIN_CONFIDENCES: [f64; 5] = [0.6, 0.7, 0.8, 0.9, 0.95];
+
+/// One scored row.
+#[derive(Clone, Copy)]
+struct Judged<'a> {
+    case: Case<'a>,
+    truth: Tier,
+    probabilities: [f32; 3],
+    top: Tier,
+    confidence: f64,
+    served: Tier,
+    suffices: f64,
+}
+
+/// `None` where no scored row carries a tier.
+pub(super) fn section(cases: &[Case<'_>], bootstrap: &Bootstrap) -> Option<TierSection> {
+    let labelled: Vec<Case<'_>> = cases.iter().copied().filter(|case| case.row.tier.is_some()).collect();
+    let judged: Vec<Judged<'_>> = labelled.iter().filter_map(|case| judge(*case)).collect();
+    let confusion = confusion(&judged);
+    let bins = bins(&judged);
+    Some(TierSection {
+        n: judged.len(),
+        n_not_scored: labelled.len() - judged.len(),
+        accuracy: bootstrap.estimate(judged.len(), |rows| {
+            mean(rows.iter().map(|row| f64::from(u8::from(judged[*row].top == judged[*row].truth))))
+        })?,
+        macro_f1: confusion.macro_f1()?,
+        ece: expected_calibration_error(&bins)?,
+        brier: mean(
+            judged.iter().map(|row| brier(row.probabilities.iter().map(|p| f64::from(*p)), Some(row.truth.index()))),
+        )?,
+        classes: confusion.per_class(),
+        confusion,
+        reliability: bins,
+        served: served(&judged)?,
+        risk: MIN_CONFIDENCES.iter().filter_map(|promise| risk(&judged, *promise)).collect(),
+        by_source: breakdown(GroupBy::Source, &judged),
+        by_length: breakdown(GroupBy::Length, &judged),
+    })
+}
+
+fn judge(case: Case<'_>) -> Option<Judged<'_>> {
+    let (scores, truth) = (case.scores?, case.row.tier?);
+    let (top, confidence) = scores.tier_probs.top();
+    Some(Judged {
+        case,
+        truth,
+        probabilities: scores.tier_probs.as_array(),
+        top,
+        confidence: f64::from(confidence),
+        served: scores.tier,
+        suffices: scores.confidence.value(),
+    })
+}
+
+fn served(judged: &[Judged<'_>]) -> Option<ServedTier> {
+    let n = judged.len();
+    let share = |hit: fn(&Judged<'_>) -> bool| judged.iter().filter(|row| hit(row)).count();
+    let suffices: Vec<(f64, bool)> = judged.iter().map(|row| (row.suffices, row.truth <= row.served)).collect();
+    Some(ServedTier {
+        exact: share(|row| row.served == row.truth) as f64 / n as f64,
+        under_routed: wilson_interval(share(|row| row.served < row.truth), n)?,
+        over_routed: share(|row| row.served > row.truth) as f64 / n as f64,
+        suffices_ece: expected_calibration_error(&reliability(&suffices, N_BINS))?,
+    })
+}
+
+fn risk(judged: &[Judged<'_>], min_confidence: f64) -> Option<RiskRow> {
+    let chosen: Vec<(Tier, Tier)> = judged
+        .iter()
+        .map(|row| {
+            let promise = Probability::saturating(min_confidence);
+            (TierChoice::risk_controlled(row.probabilities, promise).tier, row.truth)
+        })
+        .collect();
+    let n = chosen.len() as f64;
+    let count = |hit: &dyn Fn(Tier, Tier) -> bool| chosen.iter().filter(|(tier, truth)| hit(*tier, *truth)).count();
+    let under_routed = wilson_interval(count(&|tier, truth| tier < truth), chosen.len())?;
+    Some(RiskRow {
+        min_confidence,
+        under_routed,
+        over_routed: count(&|tier, truth| tier > truth) as f64 / n,
+        tier_shares: Tier::ALL.map(|wanted| count(&|tier, _| tier == wanted) as f64 / n),
+        // 1 - 0.8 is a hair under 0.2.
+        kept: under_routed.value <= 1.0 - min_confidence + 1e-9,
+    })
+}
+
+fn breakdown(by: GroupBy, judged: &[Judged<'_>]) -> Vec<TierFigures> {
+    by.split(judged, |row| row.case.row)
+        .into_iter()
+        .filter_map(|(group, rows)| {
+            Some(TierFigures {
+                group,
+                n: rows.len(),
+                accuracy: confusion(&rows).accuracy()?,
+                ece: expected_calibration_error(&bins(&rows))?,
+                under_routed_at_80: risk(&rows, 0.8)?.under_routed.value,
+            })
+        })
+        .collect()
+}
+
+fn confusion(judged: &[Judged<'_>]) -> Confusion {
+    let labels = Tier::ALL.map(|tier| tier.as_str().to_owned()).to_vec();
+    Confusion::tally(labels, judged.iter().map(|row| (row.truth.index(), row.top.index())))
+}
+
+fn bins(judged: &[Judged<'_>]) -> Vec<ReliabilityBin> {
+    let predictions: Vec<(f64, bool)> = judged.iter().map(|row| (row.confidence, row.top == row.truth)).collect();
+    reliability(&predictions, N_BINS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{quick, row, scores};
+    use super::*;
+
+    #[test]
+    fn under_routing_falls_as_the_promise_rises() {
+        let tiers = [Tier::Simple, Tier::Medium, Tier::Complex, Tier::Complex];
+        let rows = tiers.map(|tier| {
+            let mut row = row("s/1", "text");
+            row.tier = Some(tier);
+            row
+        });
+        // Risk control picks simple up to 0.65, medium up to 0.85, complex beyond.
+        let scores = scores("code", [0.65, 0.2, 0.15], 0.1);
+        let cases: Vec<Case<'_>> = rows.iter().map(|row| Case { row, scores: Some(&scores) }).collect();
+        let section = section(&cases, &quick().bootstrap).unwrap();
+        let under: Vec<f64> = section.risk.iter().map(|row| row.under_routed.value).collect();
+        assert_eq!(under, [0.75, 0.5, 0.5, 0.0, 0.0]);
+        assert_eq!(section.risk.iter().map(|row| row.kept).collect::<Vec<_>>(), [false, false, false, true, true]);
+        assert_eq!(section.risk[1].tier_shares, [0.0, 1.0, 0.0]);
+        assert_eq!(section.accuracy.value, 0.25);
+        // The scored file says medium throughout, sufficient with probability 0.85; it suffices for 2 of 4.
+        assert_eq!((section.served.exact, section.served.over_routed), (0.25, 0.25));
+        assert_eq!(section.served.under_routed.value, 0.5);
+        assert!((section.served.suffices_ece - 0.35).abs() < 1e-6);
+        assert_eq!(section.by_source[0].under_routed_at_80, 0.5);
+    }
+}
