@@ -52,8 +52,12 @@ reason_codes! {
     TierRaised = "TIER_RAISED",
     /// A rule capped the tier.
     TierCapped = "TIER_CAPPED",
+    /// The classifier could not be trusted or consulted; the tier is the policy's default.
+    TierDefault = "TIER_DEFAULT",
     /// A chain was chosen by the policy's routes.
     RouteMatched = "ROUTE_MATCHED",
+    /// The classifier could not be trusted or consulted; the chain is the policy's default.
+    ChainDefault = "CHAIN_DEFAULT",
     /// A rule, role or tenant forces the chain.
     ChainForced = "CHAIN_FORCED",
     /// A rule forbids the chain the routes had chosen.

@@ -223,10 +223,12 @@ impl<'a> Course<'a> {
 
     fn tier(&mut self, intent: &IntentStep<'_>) -> TierStep {
         let rules = self.signals.rules;
-        if let Some(tier) = rules.fixed_tier() {
+        let safe_tier = intent.safe.and_then(|safe| safe.tier);
+        // Where the classifier is to be believed, its probability that the tier suffices says more than a flat 1.
+        let believed = self.classification.filter(|_| safe_tier.is_none() && self.source != Source::Rule);
+        if let (Some(tier), None) = (rules.fixed_tier(), believed) {
             return TierStep { tier, confidence: Probability::ONE, of: ConfidenceOf::Rule };
         }
-        let safe_tier = intent.safe.and_then(|safe| safe.tier);
         let (wanted, tiers) = match (self.classification, safe_tier) {
             (Some(classification), None) => {
                 let asked = self.scope.min_confidence(&intent.label);
@@ -242,7 +244,9 @@ impl<'a> Course<'a> {
             }
             (_, safe_tier) => {
                 let degraded = self.scope.defaults().spec.degraded.tier;
-                (safe_tier.or(degraded).unwrap_or(DEGRADED_TIER), None)
+                let tier = safe_tier.or(degraded).unwrap_or(DEGRADED_TIER);
+                self.reason(ReasonCode::TierDefault, tier.as_str(), format!("{tier} is the policy's default here"));
+                (tier, None)
             }
         };
         let tier = rules.clamp(wanted);
@@ -281,6 +285,7 @@ impl<'a> Course<'a> {
         if let Some(name) = intent.safe.and_then(|safe| safe.chain.as_deref())
             && !self.forbidden(name)
         {
+            self.reason(ReasonCode::ChainDefault, name, format!("chain {name} is the policy's default here"));
             return scope.chain(name);
         }
         for layer in scope.layers() {

@@ -19,8 +19,8 @@ pub struct FileSource {
     path: PathBuf,
 }
 
-/// Short enough that a change is seen within a second.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// A change has to be seen within a second, on a busy machine too.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 // === impl FileSource ===
 

@@ -16,6 +16,37 @@ fn has_no_findings_at_all() {
 }
 
 #[test]
+fn rules_match_what_they_are_for_and_nothing_near_it() {
+    let scope = load(DEFAULT_DOCUMENT).scope("", "").unwrap();
+    let cases = [
+        ("hi", Some("greeting-or-thanks")),
+        ("Good morning everyone", Some("greeting-or-thanks")),
+        ("thank you!!", Some("greeting-or-thanks")),
+        ("hello world program", None),
+        ("thanks translate this", None),
+        ("hi, what is 2+2", None),
+        ("Turn off the kitchen lights", Some("device-command")),
+        ("please dim the lights in the living room", Some("device-command")),
+        ("mute tv", Some("device-command")),
+        ("turn on the charm in my cover letter", None),
+        ("turn down the job offer politely", None),
+        ("how do I turn off the heating", None),
+        ("Prove that the square root of 2 is irrational", Some("proof-needs-strength")),
+        ("give me a formal proof of Gauss's lemma", Some("proof-needs-strength")),
+        ("prove me wrong: pineapple belongs on pizza", None),
+        ("improve the introduction", None),
+    ];
+    let metadata = BTreeMap::new();
+    for (text, expected) in cases {
+        let words = text.split_whitespace().count();
+        let signals = TextSignals { bytes: text.len(), words, lines: 1, ..TextSignals::default() };
+        let input = RuleInput { text, signals: &signals, metadata: &metadata, tenant: "", role: "" };
+        let matched = scope.rules().evaluate(&input).matched;
+        assert_eq!(matched.first().map(|name| &**name), expected, "{text}");
+    }
+}
+
+#[test]
 fn greeting_is_decided_by_rule() {
     let scope = load(DEFAULT_DOCUMENT).scope("", "").unwrap();
     let text = "Hello there!";

@@ -1,5 +1,7 @@
 //! Every finding has its code, path and line; all of a document's are told at once.
 
+use proptest::prelude::*;
+
 use crate::policy::{DEFAULT_DOCUMENT, Finding, FindingCode, MAX_DOCUMENT_BYTES, Policy, PolicyOptions, Severity};
 
 use super::intents;
@@ -258,6 +260,24 @@ fn every_code_is_documented() {
         };
         let row = format!("| `{}` | {severity} |", code.as_str());
         assert!(documented.contains(&row), "docs/policy.md has no row {row}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[a-z:{}\\[\\]\\-'\"&*!? \n]{0,80}") {
+        Policy::check(&bytes, &PolicyOptions::default());
+        check(&text);
+    }
+
+    #[test]
+    fn any_swap_of_two_words_is_read_without_panic(from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>()) {
+        let mut words: Vec<&str> = VALID.split_inclusive([' ', '\n']).collect();
+        let (from, to) = (from.index(words.len()), to.index(words.len()));
+        words.swap(from, to);
+        let findings = check(&words.concat());
+        let lines = VALID.lines().count() as u32 + 2;
+        prop_assert!(findings.iter().all(|finding| finding.line <= lines), "{:?}", findings);
     }
 }
 

@@ -246,8 +246,8 @@ fn intent_and_tier_follow_the_evidence() {
         ("degraded, raised", None, &raised, None, true, ("other", Tier::Complex, "safe", Degraded, ByRule)),
         ("rule", None, &fixed, None, false, ("chat", Tier::Simple, "cheap", Rule, ByRule)),
         ("rule while degraded", None, &fixed, None, true, ("chat", Tier::Simple, "cheap", Rule, ByRule)),
-        ("raised", Some(&sure), &raised, None, false, ("code", Tier::Complex, "good", Classifier, ByRule)),
-        ("capped", Some(&sure), &capped, None, false, ("code", Tier::Simple, "cheap", Classifier, ByRule)),
+        ("raised", Some(&sure), &raised, None, false, ("code", Tier::Complex, "good", Classifier, TierSuffices)),
+        ("capped", Some(&sure), &capped, None, false, ("code", Tier::Simple, "cheap", Classifier, TierSuffices)),
         ("forced", None, &forced, None, false, ("other", Tier::Medium, "best", Rule, ByRule)),
         ("forbidden", Some(&sure), &forbidden, None, false, ("code", Tier::Medium, "cheap", Classifier, TierSuffices)),
     ];
@@ -287,6 +287,19 @@ fn reasons_tell_the_story_in_order() {
     ];
     assert_eq!(codes(&resolution), expected, "{:#?}", resolution.reasons);
     assert!((resolution.confidence.value() - 0.95).abs() < 1e-6, "P(medium suffices)");
+}
+
+#[test]
+fn degraded_answers_say_what_they_rest_on() {
+    use ReasonCode::*;
+
+    let scope = policy().scope("", "").unwrap();
+    let (rules, requirements) = (RuleOutcome::default(), Requirements::default());
+    let resolution = scope.resolve(&Signals { degraded: true, ..signals(None, &rules, &requirements) }).unwrap();
+    assert_eq!(codes(&resolution), [Degraded, TierDefault, ChainDefault, FirstUsable]);
+    assert_eq!((resolution.confidence, resolution.intent_probability), (Probability::ZERO, Probability::ZERO));
+    assert!((resolution.difficulty.value() - 0.5).abs() < 1e-9, "the middle of medium");
+    assert_eq!(resolution.selected.success_probability, None);
 }
 
 #[test]
