@@ -20,8 +20,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Where the policy comes from.
     pub policy: PolicyPlace,
-    /// Time between two looks at the policy's source.
-    pub policy_poll_interval: Duration,
+    /// Time between two looks at the policy's source; `None`: what suits the source.
+    pub policy_poll_interval: Option<Duration>,
     /// Classifier: a name or a directory.
     pub model: String,
     /// Where models are looked up by name; `None`: `./models`, then beside the executable.
@@ -90,8 +90,6 @@ pub enum ConfigError {
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:50051";
 const DEFAULT_ADMIN_LISTEN: &str = "127.0.0.1:9090";
-/// The design's TTL: flip a value, and every instance re-routes within it. A file is cheap to look at, so sooner.
-const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// About 30 MB at 14 intents; a hit saves a forward pass.
 const DEFAULT_CACHE_ENTRIES: usize = 100_000;
 /// Enough for every waiting query and as many being decoded or answered.
@@ -115,7 +113,7 @@ impl Config {
             listen: address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?,
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
             policy: policy_place(raw.policy)?,
-            policy_poll_interval: raw.policy_poll_interval.map_or(DEFAULT_POLL_INTERVAL, |value| value.0),
+            policy_poll_interval: raw.policy_poll_interval.map(|value| value.0),
             model: raw.model.unwrap_or_else(|| "default".into()),
             models_dir: raw.models_dir,
             device: raw.device.unwrap_or_else(|| "cpu".into()),

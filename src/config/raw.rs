@@ -18,7 +18,7 @@ pub struct RawConfig {
     /// Policy document, YAML or JSON, read again when it changes [default: the embedded one].
     #[arg(long, env = "POINTSMAN_POLICY", value_name = "PATH|URL")]
     pub policy: Option<String>,
-    /// Time between two looks at the policy's source, with unit [default: 1s].
+    /// Time between two looks at the policy's source, with unit [default: 250ms for a file].
     #[arg(long, env = "POINTSMAN_POLICY_POLL_INTERVAL", value_name = "DURATION")]
     pub policy_poll_interval: Option<PositiveDuration>,
     /// Classifier: a name below the models folder, or a directory [default: default].

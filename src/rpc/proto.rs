@@ -3,6 +3,7 @@
     missing_docs,
     unreachable_pub,
     clippy::pedantic,
+    clippy::large_enum_variant,
     clippy::large_futures,
     clippy::allow_attributes_without_reason,
     reason = "generated code"

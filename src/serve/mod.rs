@@ -155,8 +155,11 @@ impl Server {
         .map_err(ServeError::Thread)?;
         router.warm_up().await?;
 
-        let (poller, interval, stopping) = (Arc::clone(&policies), config.policy_poll_interval, tasks.stopping());
-        tasks.spawn(async move { poller.run(interval, stopping).await });
+        if let Some(suited) = policies.source().poll_interval() {
+            let (poller, stopping) = (Arc::clone(&policies), tasks.stopping());
+            let interval = config.policy_poll_interval.unwrap_or(suited);
+            tasks.spawn(async move { poller.run(interval, stopping).await });
+        }
         let summary = summary(&classifier, &policies, addresses, started.elapsed());
         backend.set_ready(router);
         set_health(&health, ServingStatus::Serving).await;
