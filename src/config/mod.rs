@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(config.admin_listen.port(), 9090);
         assert_eq!(
             parse("", "policy_poll_interval = '250ms'").unwrap().policy_poll_interval,
-            Duration::from_millis(250)
+            Some(Duration::from_millis(250))
         );
     }
 
