@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Keep only rows of one split, decided by the hash of the id.
     #[arg(long)]
     split: Option<SplitName>,
+    /// The field that holds the true label: intent, or task for a source's own labels.
+    #[arg(long, default_value = "intent")]
+    label_field: LabelField,
     /// The models to route between, WEAK,STRONG [default: the pair of the published tables, or the best known one].
     #[arg(long, value_delimiter = ',', num_args = 2)]
     pair: Option<Vec<String>>,
@@ -42,6 +45,12 @@ pub(super) struct Args {
     html: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum LabelField {
+    Intent,
+    Task,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -64,6 +73,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             SplitName::Test => Split::Test,
         };
         rows.retain(|row| Split::of(&row.id) == wanted);
+    }
+    if args.label_field == LabelField::Task {
+        for row in &mut rows {
+            row.intent = row.task.take();
+        }
     }
     if rows.is_empty() {
         bail!("no row is left to evaluate");

@@ -1,12 +1,13 @@
 //! The training run as a whole: rows to a model directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ndarray::{Array1, Array2, Axis};
 use rayon::prelude::*;
 
 use super::cache::EmbeddingCache;
 use super::fit::{DifficultyData, IntentData};
+use super::recipe::Recipe;
 use super::{TrainError, TrainOptions, TrainReport, calibrate, fit, irt};
 use crate::artifact::{
     self, Artifact, CalibrationFigures, ClassifierManifest, FileEntry,
@@ -123,14 +124,7 @@ impl Corpus {
         for path in &options.data {
             rows.extend(read_rows(path)?);
         }
-        let rows = options.recipe.select(rows);
-        let splits = rows
-            .iter()
-            .map(|row| {
-                let left_out = options.recipe.leave_out.iter().any(|source| source == row.source());
-                if left_out { Split::Test } else { Split::of(&row.id) }
-            })
-            .collect();
+        let (rows, splits) = split_without_leaks(options.recipe.select(rows), &options.recipe);
         let prepared: Vec<Prepared> =
             rows.par_iter().map(|row| text::prepare(&Content::Text(row.text.clone()))).collect();
         let mut cache = EmbeddingCache::open(options.cache_dir.as_deref(), encoder)?;
@@ -221,6 +215,29 @@ impl Targets {
         }
         centroids
     }
+}
+
+/// Each row's split, less the rows that would leak.
+///
+/// Public sources share prompts under different ids. A text that is tested must not be trained or calibrated on, so
+/// the copy in the more precious split stays.
+fn split_without_leaks(rows: Vec<Row>, recipe: &Recipe) -> (Vec<Row>, Vec<Split>) {
+    let split = |row: &Row| {
+        if recipe.leave_out.iter().any(|source| source == row.source()) { Split::Test } else { Split::of(&row.id) }
+    };
+    let key = |row: &Row| row.text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+    let mut kept_as: HashMap<String, Split> = HashMap::new();
+    for wanted in [Split::Test, Split::Calibration, Split::Train] {
+        for row in rows.iter().filter(|row| split(row) == wanted) {
+            kept_as.entry(key(row)).or_insert(wanted);
+        }
+    }
+    rows.into_iter()
+        .filter_map(|row| {
+            let split = split(&row);
+            (kept_as.get(&key(&row)) == Some(&split)).then_some((row, split))
+        })
+        .unzip()
 }
 
 fn fit_intent(
