@@ -13,7 +13,7 @@ use crate::artifact::{self, Artifact, ArtifactError, CalibrationFigures, Classif
 use crate::domain::{Classification, ClassifierRef};
 use crate::encoder::{Encoder, EncoderError, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
-use crate::text::{Prepared, features};
+use crate::text::{Prepared, features, ngrams};
 
 /// Weights file of a classifier directory.
 pub const HEADS: &str = "heads.safetensors";
@@ -33,6 +33,7 @@ pub struct Classifier {
 pub struct Input {
     tokens: Tokens,
     features: [f32; features::N_FEATURES],
+    ngrams: Vec<u32>,
 }
 
 /// Which classifier to load and where to run it.
@@ -106,7 +107,7 @@ impl Classifier {
         }
         let weights = HeadWeights::from_bytes(artifact.file(HEADS)?).map_err(HeadsError::from)?;
         let labels = &artifact.manifest.intent_labels;
-        let heads = Heads::new(weights, labels, encoder.hidden_size(), features::N_FEATURES)?;
+        let heads = Heads::new(weights, labels, encoder.hidden_size(), features::N_FEATURES, ngrams::N_BUCKETS)?;
         let reference = ClassifierRef {
             name: Arc::from(artifact.manifest.name.as_str()),
             version: Arc::from(artifact.manifest.version.as_str()),
@@ -145,7 +146,7 @@ impl Classifier {
         self.manifest.calibration.get("tier").map_or("", |figures| figures.method.as_str())
     }
 
-    /// Word pieces and features of a prepared text.
+    /// Word pieces, features and n-grams of a prepared text.
     ///
     /// # Errors
     /// When the tokenizer refuses the text, which none is known to do.
@@ -160,7 +161,8 @@ impl Classifier {
     pub fn classify(&self, inputs: &[&Input]) -> Result<Vec<Classification>, EncoderError> {
         let embeddings = embed(&self.encoder, inputs)?;
         let features = feature_matrix(inputs);
-        let outputs = self.heads.apply(embeddings.view(), features.view());
+        let ngrams: Vec<&[u32]> = inputs.iter().map(|input| input.ngrams.as_slice()).collect();
+        let outputs = self.heads.apply(embeddings.view(), features.view(), &ngrams);
         Ok(inputs.iter().zip(outputs).map(|(input, output)| input.classification(output)).collect())
     }
 }
@@ -176,6 +178,7 @@ impl Input {
         Ok(Self {
             tokens: encoder.tokenizer().tokenize(&prepared.text)?,
             features: features::extract(&prepared.text, &prepared.signals),
+            ngrams: ngrams::buckets(&prepared.text),
         })
     }
 
@@ -187,7 +190,11 @@ impl Input {
     /// An input of `n_tokens` meaningless word pieces.
     #[cfg(test)]
     pub(crate) fn of_length(n_tokens: usize) -> Self {
-        Self { tokens: Tokens { ids: vec![0; n_tokens], n_cut: 0 }, features: [0.0; features::N_FEATURES] }
+        Self {
+            tokens: Tokens { ids: vec![0; n_tokens], n_cut: 0 },
+            features: [0.0; features::N_FEATURES],
+            ngrams: vec![],
+        }
     }
 
     fn classification(&self, output: HeadOutput) -> Classification {

@@ -1,7 +1,7 @@
 //! The learned heads: intent, difficulty and tier, out-of-scope; all calibrated.
 //!
-//! Input: a batch of embeddings `[rows, hidden]` f32 and text features `[rows, features]` f32. Output: one
-//! [`HeadOutput`] a row. The heads are small dense networks in plain `ndarray`; training them is
+//! Input: a batch of embeddings `[rows, hidden]` f32, text features `[rows, features]` f32 and the hashed n-grams of
+//! each row. Output: one [`HeadOutput`] a row. The heads are small dense networks in plain `ndarray`; training them is
 //! `offline::train`'s business, and both sides share [`HeadWeights`], the content of `heads.safetensors`.
 
 mod mlp;
@@ -60,6 +60,15 @@ pub struct OutOfScope {
     pub bias: f32,
 }
 
+/// The intent head: a network over the dense inputs, and what each n-gram adds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IntentHead {
+    /// `[hidden + features]` to logits.
+    pub network: Mlp,
+    /// What each n-gram bucket adds to the logits: `[buckets, labels]`.
+    pub ngrams: Array2<f32>,
+}
+
 /// The heads and the manifest do not belong together.
 #[derive(Debug, thiserror::Error)]
 pub enum HeadsError {
@@ -73,6 +82,14 @@ pub enum HeadsError {
         manifest: usize,
         /// Outputs of the head.
         head: usize,
+    },
+    /// The n-gram table has another shape.
+    #[error("the n-gram table is {head:?}, buckets and labels are {given:?}")]
+    Ngrams {
+        /// Rows and columns of the table.
+        head: (usize, usize),
+        /// Buckets and labels there are.
+        given: (usize, usize),
     },
     /// The inputs of the heads are not an embedding and the text features.
     #[error("the heads read {head} numbers, the encoder and the features give {given}")]
@@ -96,15 +113,21 @@ impl Heads {
         labels: &[String],
         hidden_size: usize,
         n_features: usize,
+        n_buckets: usize,
     ) -> Result<Self, HeadsError> {
-        if weights.intent.n_out() != labels.len() {
-            return Err(HeadsError::Labels { manifest: labels.len(), head: weights.intent.n_out() });
+        if weights.intent.network.n_out() != labels.len() {
+            return Err(HeadsError::Labels { manifest: labels.len(), head: weights.intent.network.n_out() });
         }
         let given = hidden_size + n_features;
-        for head in [weights.intent.n_in(), weights.difficulty.n_in(), hidden_size + weights.feature_mean.len()] {
+        for head in [weights.intent.network.n_in(), weights.difficulty.n_in(), hidden_size + weights.feature_mean.len()]
+        {
             if head != given {
                 return Err(HeadsError::Inputs { head, given });
             }
+        }
+        let (rows, columns) = weights.intent.ngrams.dim();
+        if rows != n_buckets || columns != labels.len() {
+            return Err(HeadsError::Ngrams { head: (rows, columns), given: (n_buckets, labels.len()) });
         }
         Ok(Self { weights, labels: labels.iter().map(|label| Arc::from(label.as_str())).collect() })
     }
@@ -114,10 +137,16 @@ impl Heads {
         &self.labels
     }
 
-    /// Runs every head over a batch: `[rows, hidden]` and `[rows, features]`, row by row in the same order.
-    pub fn apply(&self, embeddings: ArrayView2<'_, f32>, features: ArrayView2<'_, f32>) -> Vec<HeadOutput> {
+    /// Runs every head over a batch: `[rows, hidden]`, `[rows, features]` and each row's n-gram buckets, row by row in
+    /// the same order.
+    pub fn apply(
+        &self,
+        embeddings: ArrayView2<'_, f32>,
+        features: ArrayView2<'_, f32>,
+        ngrams: &[&[u32]],
+    ) -> Vec<HeadOutput> {
         let inputs = self.weights.inputs(embeddings, features);
-        let intent_logits = self.weights.intent.forward(inputs.view());
+        let intent_logits = self.weights.intent.logits(inputs.view(), ngrams);
         let difficulty = self.weights.difficulty.forward(inputs.view());
         intent_logits
             .outer_iter()
@@ -142,6 +171,22 @@ impl Heads {
             tiers: self.weights.tier_scale.probabilities(z),
             out_of_scope: Probability::saturating(f64::from(self.weights.out_of_scope.probability(signs))),
         }
+    }
+}
+
+// === impl IntentHead ===
+
+impl IntentHead {
+    /// `[rows, hidden + features]` and each row's n-gram buckets to logits, `[rows, labels]`.
+    pub fn logits(&self, inputs: ArrayView2<'_, f32>, ngrams: &[&[u32]]) -> Array2<f32> {
+        let mut logits = self.network.forward(inputs);
+        for (mut row, buckets) in logits.outer_iter_mut().zip(ngrams) {
+            let weight = ngram_weight(buckets.len());
+            for bucket in *buckets {
+                row.scaled_add(weight, &self.ngrams.row(*bucket as usize));
+            }
+        }
+        logits
     }
 }
 
@@ -205,6 +250,11 @@ impl HeadWeights {
         concatenate(Axis(1), &[embeddings, standardised.view()])
             .unwrap_or_else(|_| unreachable!("both have one row a text"))
     }
+}
+
+/// Weight of each of a row's `n` n-grams: rows with many and with few have the same length.
+pub fn ngram_weight(n: usize) -> f32 {
+    1.0 / (n.max(1) as f32).sqrt()
 }
 
 /// `(features - mean) · scale`, cut to ±[`MAX_STANDARDISED`] so that a freak text cannot throw the heads far out.

@@ -6,7 +6,7 @@ use ndarray::{Array1, Array2};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::mlp::{Dense, Mlp, ShapeError};
-use super::{OutOfScope, TierScale};
+use super::{IntentHead, OutOfScope, TierScale};
 
 /// All numbers of the heads.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,8 +15,8 @@ pub struct HeadWeights {
     pub feature_mean: Array1<f32>,
     /// Reciprocal of each feature's standard deviation: `[features]`.
     pub feature_scale: Array1<f32>,
-    /// `[hidden + features]` to intent logits.
-    pub intent: Mlp,
+    /// To intent logits.
+    pub intent: IntentHead,
     /// Divides the intent logits before the softmax.
     pub intent_temperature: f32,
     /// `[hidden + features]` to one latent difficulty.
@@ -88,7 +88,7 @@ impl HeadWeights {
         Ok(Self {
             feature_mean: array1(&file, "features.mean")?,
             feature_scale: array1(&file, "features.scale")?,
-            intent: network(&file, "intent")?,
+            intent: IntentHead { network: network(&file, "intent")?, ngrams: array2(&file, "intent.ngrams")? },
             intent_temperature,
             difficulty: network(&file, "difficulty")?,
             tier_scale: TierScale { cuts: [low, high], slope },
@@ -117,8 +117,10 @@ impl HeadWeights {
         ] {
             add(name.into(), vec![values.len()], &mut values.into_iter());
         }
-        add("intent.centroids".into(), self.centroids.shape().to_vec(), &mut self.centroids.iter().copied());
-        for (head, network) in [("intent", &self.intent), ("difficulty", &self.difficulty)] {
+        for (name, matrix) in [("intent.centroids", &self.centroids), ("intent.ngrams", &self.intent.ngrams)] {
+            add(name.into(), matrix.shape().to_vec(), &mut matrix.iter().copied());
+        }
+        for (head, network) in [("intent", &self.intent.network), ("difficulty", &self.difficulty)] {
             for (index, layer) in network.layers().iter().enumerate() {
                 let (weight, bias) = (&layer.weight, &layer.bias);
                 add(format!("{head}.{index}.weight"), weight.shape().to_vec(), &mut weight.iter().copied());
@@ -183,7 +185,7 @@ mod tests {
         HeadWeights {
             feature_mean: array![1.0],
             feature_scale: array![2.0],
-            intent: Mlp::new(vec![dense(2)]).unwrap(),
+            intent: IntentHead { network: Mlp::new(vec![dense(2)]).unwrap(), ngrams: array![[0.5, -0.5], [0.25, 0.0]] },
             intent_temperature: 1.5,
             difficulty: Mlp::new(vec![dense(1)]).unwrap(),
             tier_scale: TierScale { cuts: [-1.0, 1.0], slope: 2.0 },

@@ -5,6 +5,7 @@
 //! bytes are ever cleaned, matched or tokenised, whatever the caller sends. Nothing here fails.
 
 pub mod features;
+pub mod ngrams;
 
 mod clean;
 mod language;

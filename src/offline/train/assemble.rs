@@ -15,7 +15,7 @@ use crate::artifact::{
 };
 use crate::classifier::{HEADS, load_encoder};
 use crate::domain::{Content, Tier};
-use crate::heads::{HeadWeights, Mlp, OutOfScope, TierScale, familiarity, softmax, standardise};
+use crate::heads::{HeadWeights, IntentHead, Mlp, OutOfScope, TierScale, familiarity, softmax, standardise};
 use crate::offline::dataset::{Row, read_rows};
 use crate::offline::evaluate::models::canonical_name;
 use crate::offline::metrics::{
@@ -24,7 +24,7 @@ use crate::offline::metrics::{
     ranking::auroc,
 };
 use crate::offline::split::Split;
-use crate::text::{self, Prepared, features};
+use crate::text::{self, Prepared, features, ngrams};
 
 /// Rows with all that is known of them, one index throughout.
 struct Corpus {
@@ -34,6 +34,7 @@ struct Corpus {
     bytes: Vec<f64>,
     embeddings: Array2<f32>,
     features: Array2<f32>,
+    ngrams: Vec<Vec<u32>>,
 }
 
 /// The intent side of the data: labels in order, and each row's target.
@@ -84,7 +85,7 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
         Some(base) => DifficultyHead { network: base.difficulty, scale: base.tier_scale, figures: None },
         None => fit_difficulty(options, &corpus, &inputs, &mut report)?,
     };
-    let logits = intent.forward(inputs.view());
+    let logits = intent.logits(inputs.view(), &corpus.ngrams(0..corpus.rows.len()));
     let centroids = targets.centroids(&corpus);
     let out_of_scope = fit_out_of_scope(&corpus, &targets, &logits, temperature, &centroids);
     let weights = HeadWeights {
@@ -135,7 +136,13 @@ impl Corpus {
             row.assign(&ndarray::ArrayView1::from(&features::extract(&prepared.text, &prepared.signals)));
         }
         let bytes = prepared.iter().map(|prepared| prepared.text.len() as f64).collect();
-        Ok(Self { rows, splits, bytes, embeddings, features: matrix })
+        let ngrams = prepared.par_iter().map(|prepared| ngrams::buckets(&prepared.text)).collect();
+        Ok(Self { rows, splits, bytes, embeddings, features: matrix, ngrams })
+    }
+
+    /// N-gram buckets of the given rows.
+    fn ngrams(&self, rows: impl IntoIterator<Item = usize>) -> Vec<&[u32]> {
+        rows.into_iter().map(|row| self.ngrams[row].as_slice()).collect()
     }
 
     fn has_difficulty(&self) -> bool {
@@ -246,13 +253,14 @@ fn fit_intent(
     targets: &Targets,
     inputs: &Array2<f32>,
     report: &mut TrainReport,
-) -> Result<(Mlp, f32, Option<CalibrationFigures>), TrainError> {
+) -> Result<(IntentHead, f32, Option<CalibrationFigures>), TrainError> {
     let recipe = &options.recipe;
     let data = |split| {
         let rows =
             corpus.indices(split, |row| targets.has_intent(row) && recipe.intent_weight(&corpus.rows[row]) > 0.0);
         IntentData {
             inputs: inputs.select(Axis(0), &rows),
+            ngrams: rows.iter().map(|row| corpus.ngrams[*row].clone()).collect(),
             targets: targets.matrix.select(Axis(0), &rows),
             weights: rows.iter().map(|row| recipe.intent_weight(&corpus.rows[*row])).collect(),
         }
@@ -261,12 +269,13 @@ fn fit_intent(
     if train.inputs.is_empty() || calibration.inputs.is_empty() {
         return Err(TrainError::Unusable("too few labelled rows: the training or calibration split is empty".into()));
     }
-    let (network, _) = fit::fit_intent(&train, &calibration, &recipe.intent, recipe.seed, &options.device)?;
-    let temperature =
-        calibrate::fit_temperature(network.forward(calibration.inputs.view()).view(), &calibration.targets);
+    let head = fit::fit_intent(&train, &calibration, ngrams::N_BUCKETS, &recipe.intent, recipe.seed, &options.device)?;
+    let buckets: Vec<&[u32]> = calibration.ngrams.iter().map(Vec::as_slice).collect();
+    let logits = head.logits(calibration.inputs.view(), &buckets);
+    let temperature = calibrate::fit_temperature(logits.view(), &calibration.targets);
 
     let test = corpus.indices(Split::Test, |row| targets.has_intent(row));
-    let logits = network.forward(inputs.select(Axis(0), &test).view());
+    let logits = head.logits(inputs.select(Axis(0), &test).view(), &corpus.ngrams(test.iter().copied()));
     let mut confusion = Confusion::new(targets.labels.clone());
     let mut by_source: BTreeMap<&str, Vec<bool>> = BTreeMap::new();
     let (mut confidences, mut brier_sum) = (Vec::new(), 0.0);
@@ -287,7 +296,7 @@ fn fit_intent(
         brier_score: brier_sum / test.len() as f64,
         rows: test.len() as u64,
     });
-    Ok((network, temperature, figures))
+    Ok((head, temperature, figures))
 }
 
 fn fit_difficulty(

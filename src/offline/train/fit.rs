@@ -1,19 +1,21 @@
 //! Fitting the networks with candle: minibatches, `AdamW`, early stopping on the calibration split.
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer as _, ParamsAdamW, ops};
 use ndarray::{Array1, Array2};
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::recipe::HeadRecipe;
-use crate::heads::{Dense, Mlp, TierScale};
+use crate::heads::{Dense, IntentHead, Mlp, TierScale, ngram_weight};
 
 /// What the intent head learns from: one row each of inputs, targets and weights.
 #[derive(Clone, Debug)]
 pub struct IntentData {
     /// `[rows, hidden + features]`.
     pub inputs: Array2<f32>,
+    /// Each row's n-gram buckets.
+    pub ngrams: Vec<Vec<u32>>,
     /// `[rows, labels]`, each row a distribution.
     pub targets: Array2<f32>,
     /// `[rows]`.
@@ -42,26 +44,36 @@ pub struct DifficultyData {
 /// Passes without improvement before training stops.
 const PATIENCE: usize = 5;
 
-/// Fits the intent head; also returns the best mean loss on `held_out`.
+/// Fits the intent head.
 ///
 /// # Errors
 /// When a tensor operation fails.
 pub fn fit_intent(
     train: &IntentData,
     held_out: &IntentData,
+    n_buckets: usize,
     recipe: &HeadRecipe,
     seed: u64,
     device: &Device,
-) -> Result<(Mlp, f64)> {
-    let network = Network::new(train.inputs.ncols(), recipe.hidden, train.targets.ncols(), seed, device)?;
+) -> Result<IntentHead> {
+    let n_labels = train.targets.ncols();
+    let network = Network::new(train.inputs.ncols(), recipe.hidden, n_labels, seed, device)?;
+    let table = Var::from_tensor(&Tensor::zeros((n_buckets, n_labels), DType::F32, device)?)?;
     let (data, validation) = (IntentTensors::new(train, device)?, IntentTensors::new(held_out, device)?);
     let loss = |data: &IntentTensors, rows: Option<&Tensor>, dropout: f32| {
-        let logits = network.forward(&select(&data.inputs, rows)?, dropout)?;
+        let (buckets, weights) = (select(&data.buckets, rows)?, select(&data.bucket_weights, rows)?);
+        let weights = if dropout > 0.0 { ops::dropout(&weights, dropout)? } else { weights };
+        let added =
+            table.index_select(&buckets.flatten_all()?, 0)?.reshape((buckets.dim(0)?, buckets.dim(1)?, n_labels))?;
+        let added = added.broadcast_mul(&weights.unsqueeze(2)?)?.sum(1)?;
+        let logits = (network.forward(&select(&data.inputs, rows)?, dropout)? + added)?;
         let losses = (ops::log_softmax(&logits, D::Minus1)? * select(&data.targets, rows)?)?.sum(1)?.neg()?;
         weighted_mean(&losses, &select(&data.weights, rows)?)
     };
-    let best = run(
-        &network.parameters(),
+    let mut parameters = network.parameters();
+    parameters.push(table.clone());
+    run(
+        &parameters,
         train.inputs.nrows(),
         recipe,
         seed,
@@ -69,7 +81,7 @@ pub fn fit_intent(
         |rows| loss(&data, Some(rows), recipe.dropout),
         || loss(&validation, None, 0.0),
     )?;
-    Ok((network.to_mlp()?, best))
+    Ok(IntentHead { network: network.to_mlp()?, ngrams: to_array(&table)? })
 }
 
 /// Fits the difficulty head and the tier scale together; also returns the best mean loss on `held_out`.
@@ -123,6 +135,9 @@ struct Network {
 
 struct IntentTensors {
     inputs: Tensor,
+    /// `[rows, most n-grams of a row]`, filled up with bucket 0 at weight 0.
+    buckets: Tensor,
+    bucket_weights: Tensor,
     targets: Tensor,
     weights: Tensor,
 }
@@ -149,7 +164,7 @@ impl Network {
                 let bound = (3.0 / pair[0] as f32).sqrt();
                 let values: Vec<f32> = (0..pair[0] * pair[1]).map(|_| rng.random_range(-bound..bound)).collect();
                 let weight = Var::from_tensor(&Tensor::from_vec(values, (pair[0], pair[1]), device)?)?;
-                let bias = Var::from_tensor(&Tensor::zeros(pair[1], candle_core::DType::F32, device)?)?;
+                let bias = Var::from_tensor(&Tensor::zeros(pair[1], DType::F32, device)?)?;
                 Ok((weight, bias))
             })
             .collect::<Result<_>>()?;
@@ -179,10 +194,7 @@ impl Network {
             .layers
             .iter()
             .map(|(weight, bias)| {
-                let (rows, columns) = weight.dims2()?;
-                let values = weight.flatten_all()?.to_vec1::<f32>()?;
-                let weight = Array2::from_shape_vec((rows, columns), values).map_err(candle_core::Error::wrap)?;
-                Ok(Dense { weight, bias: Array1::from_vec(bias.to_vec1::<f32>()?) })
+                Ok(Dense { weight: to_array(weight)?, bias: Array1::from_vec(bias.to_vec1::<f32>()?) })
             })
             .collect::<Result<_>>()?;
         Mlp::new(layers).map_err(candle_core::Error::wrap)
@@ -193,7 +205,17 @@ impl Network {
 
 impl IntentTensors {
     fn new(data: &IntentData, device: &Device) -> Result<Self> {
+        let width = data.ngrams.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let (mut buckets, mut weights) = (Vec::new(), Vec::new());
+        for row in &data.ngrams {
+            buckets.extend(row.iter().copied().chain(std::iter::repeat(0)).take(width));
+            let weight = ngram_weight(row.len());
+            weights.extend((0..width).map(|index| if index < row.len() { weight } else { 0.0 }));
+        }
+        let shape = (data.ngrams.len(), width);
         Ok(Self {
+            buckets: Tensor::from_vec(buckets, shape, device)?,
+            bucket_weights: Tensor::from_vec(weights, shape, device)?,
             inputs: matrix(&data.inputs, device)?,
             targets: matrix(&data.targets, device)?,
             weights: vector(&data.weights, device)?,
@@ -278,6 +300,11 @@ fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     (logits.relu()? - (logits * targets)?)? + (logits.abs()?.neg()?.exp()? + 1.0)?.log()?
 }
 
+fn to_array(tensor: &Tensor) -> Result<Array2<f32>> {
+    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    Array2::from_shape_vec(tensor.dims2()?, values).map_err(candle_core::Error::wrap)
+}
+
 fn matrix(values: &Array2<f32>, device: &Device) -> Result<Tensor> {
     Tensor::from_iter(values.iter().copied(), device)?.reshape(values.dim())
 }
@@ -297,13 +324,19 @@ mod tests {
         let targets = Array2::from_shape_fn((400, 2), |(row, column)| {
             f32::from(u8::from((inputs[(row, 0)] + inputs[(row, 1)] > 0.0) == (column == 1)))
         });
-        let data = IntentData { inputs: inputs.clone(), targets: targets.clone(), weights: Array1::ones(400) };
+        let data = IntentData {
+            inputs: inputs.clone(),
+            ngrams: vec![vec![1]; 400],
+            targets: targets.clone(),
+            weights: Array1::ones(400),
+        };
         let recipe =
             HeadRecipe { hidden: 0, dropout: 0.0, epochs: 30, batch: 32, learning_rate: 0.05, ..HeadRecipe::default() };
-        let (head, loss) = fit_intent(&data, &data, &recipe, 1, &Device::Cpu).unwrap();
-        let logits = head.forward(inputs.view());
+        let fit = || fit_intent(&data, &data, 4, &recipe, 1, &Device::Cpu).unwrap();
+        let head = fit();
+        let logits = head.logits(inputs.view(), &vec![&[1][..]; 400]);
         let right = (0..400).filter(|&row| (logits[(row, 1)] > logits[(row, 0)]) == (targets[(row, 1)] > 0.5)).count();
-        assert!(right > 390, "{right} of 400 right, loss {loss}");
-        assert_eq!(fit_intent(&data, &data, &recipe, 1, &Device::Cpu).unwrap().0, head);
+        assert!(right > 390, "{right} of 400 right");
+        assert_eq!(fit(), head);
     }
 }
