@@ -116,7 +116,15 @@ impl Batcher {
         let (reply, answer) = oneshot::channel();
         self.shared.queue.push(Entry { input, priority, deadline, arrived: now, reply })?;
         self.shared.publish_depth();
-        answer.await.unwrap_or(Err(BatchError::Closed))
+        let answer = match deadline {
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
+                Ok(answer) => answer,
+                // A pass took longer than expected. The entry, its receiver gone, is dropped unread.
+                Err(_) => return Err(BatchError::DeadlineTooNear),
+            },
+            None => answer.await,
+        };
+        answer.unwrap_or(Err(BatchError::Closed))
     }
 }
 

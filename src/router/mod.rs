@@ -77,8 +77,9 @@ pub enum DecideError {
 
 /// Confidence at which `Classify` picks a tier, there being no policy to ask.
 pub const DEFAULT_MIN_CONFIDENCE: f64 = 0.80;
-/// Kept back from the caller's deadline for answering and for the way home.
-const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
+/// Kept back from the caller's deadline for answering and for the way home: a tenth of the time left, within bounds.
+const LEAST_MARGIN: Duration = Duration::from_millis(2);
+const MOST_MARGIN: Duration = Duration::from_millis(25);
 /// Bytes of text per token that a provider bills, for cost estimates; English averages about four.
 const BYTES_PER_TOKEN: usize = 4;
 
@@ -248,7 +249,10 @@ impl Router {
             tracing::error!(%error, bytes = prepared.text.len(), "tokenizer failed");
             BatchError::Failed
         })?;
-        let deadline = deadline.and_then(|deadline| deadline.checked_sub(DEADLINE_MARGIN));
+        let deadline = deadline.and_then(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            deadline.checked_sub((left / 10).clamp(LEAST_MARGIN, MOST_MARGIN))
+        });
         self.batcher.classify(input, query.priority, deadline).await
     }
 
