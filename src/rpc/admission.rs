@@ -10,6 +10,7 @@ use crate::telemetry::Metrics;
 #[derive(Clone, Debug)]
 pub(super) struct Admission {
     permits: Arc<Semaphore>,
+    limit: usize,
 }
 
 /// Room for one request; returned on drop.
@@ -26,7 +27,13 @@ pub(super) struct Overloaded;
 
 impl Admission {
     pub(super) fn new(limit: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))) }
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Self { permits: Arc::new(Semaphore::new(limit)), limit }
+    }
+
+    /// Requests being answered.
+    pub(super) fn in_flight(&self) -> usize {
+        self.limit - self.permits.available_permits()
     }
 
     /// Takes room for one request, or refuses.
@@ -58,8 +65,9 @@ mod tests {
     fn room_comes_back() {
         let (admission, metrics) = (Admission::new(1), Arc::new(Metrics::new()));
         let first = admission.admit(&metrics).unwrap();
-        assert_eq!(admission.admit(&metrics).unwrap_err(), Overloaded);
+        assert_eq!((admission.admit(&metrics).unwrap_err(), admission.in_flight()), (Overloaded, 1));
         drop(first);
+        assert_eq!(admission.in_flight(), 0);
         assert!(admission.admit(&metrics).is_ok());
     }
 }

@@ -63,6 +63,11 @@ impl Backend {
         self.ready.get()
     }
 
+    /// Routing requests being answered, open streams included.
+    pub fn in_flight(&self) -> usize {
+        self.admission.in_flight()
+    }
+
     /// Every metric.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
