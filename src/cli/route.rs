@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use crate::config::{Config, RawConfig};
 use crate::domain::{Decision, Query, Requirements};
-use crate::policy::PolicyOptions;
 use crate::router::{DecideError, Router, Signalled};
-use crate::serve::{load_classifier, policy_source, router_options};
+use crate::serve::{load_classifier, policy_options, policy_source, router_options};
 use crate::sources::PolicyStore;
 use crate::telemetry::Metrics;
 
@@ -96,8 +95,8 @@ async fn start_router(text: TextArgs) -> anyhow::Result<Router> {
     };
     let config = Config::from_raw(settings, RawConfig::default())?;
     let classifier = Arc::new(load_classifier(&config).await?);
-    let intents = Some(classifier.intent_labels().clone());
-    let policies = Arc::new(PolicyStore::start(policy_source(&config), PolicyOptions { intents }).await?);
+    let options = policy_options(&config, &classifier);
+    let policies = Arc::new(PolicyStore::start(policy_source(&config), options).await?);
     Ok(Router::start(classifier, policies, Arc::new(Metrics::new()), router_options(&config))?)
 }
 

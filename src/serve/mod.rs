@@ -108,6 +108,8 @@ pub enum Drained {
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// A client that is gone is noticed within twice this.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Time for the last answers to leave and for clients to take the server's goodbye.
+const LINGER: Duration = Duration::from_millis(500);
 /// Names that health checks ask about; the empty one is the server as a whole.
 const HEALTH_SERVICES: [&str; 4] = ["", "pointsman.v1.Router", "pointsman.v1.PolicyService", "pointsman.v1.Info"];
 
@@ -144,8 +146,8 @@ impl Server {
         tasks.spawn(admin::serve(admin, backend.clone(), tasks.stopping()));
 
         let classifier = Arc::new(load_classifier(&config).await?);
-        let intents = Some(classifier.intent_labels().clone());
-        let policies = Arc::new(PolicyStore::start(policy_source(&config), PolicyOptions { intents }).await?);
+        let options = policy_options(&config, &classifier);
+        let policies = Arc::new(PolicyStore::start(policy_source(&config), options).await?);
         let router = Router::start(
             Arc::clone(&classifier),
             Arc::clone(&policies),
@@ -187,10 +189,29 @@ impl Running {
     pub async fn drain(self) -> Drained {
         set_health(&self.health, ServingStatus::NotServing).await;
         self.tasks.stop();
-        // An idle client can hold a graceful shutdown open for ever, so the wait is bounded.
-        match tokio::time::timeout(self.drain_timeout, self.tasks.wait()).await {
+        let answered = async {
+            tokio::select! {
+                () = self.tasks.wait() => {}
+                () = quiet(&self.backend) => {}
+            }
+        };
+        match tokio::time::timeout(self.drain_timeout, answered).await {
             Ok(()) => Drained::Completely,
             Err(_) => Drained::TimedOut,
+        }
+    }
+}
+
+/// Ends when no request has been in flight for [`LINGER`].
+///
+/// Only requests hold a drain: a frozen client, a health watcher or a port probe that never said anything would keep
+/// its connection open for ever.
+async fn quiet(backend: &Backend) {
+    let mut since = tokio::time::Instant::now();
+    while since.elapsed() < LINGER {
+        tokio::time::sleep(LINGER / 25).await;
+        if backend.in_flight() > 0 {
+            since = tokio::time::Instant::now();
         }
     }
 }
@@ -215,6 +236,18 @@ pub fn policy_source(config: &Config) -> Box<dyn PolicySource> {
         PolicyPlace::Embedded => Box::new(EmbeddedSource),
         PolicyPlace::File(path) => Box::new(FileSource::new(path)),
     }
+}
+
+/// What a policy is checked against.
+///
+/// One that an operator names must fit the classifier: a misspelt intent is an error. The embedded one is written for
+/// the default classifier's intents; under other labels its wildcard routes answer.
+pub fn policy_options(config: &Config, classifier: &Classifier) -> PolicyOptions {
+    let intents = match &config.policy {
+        PolicyPlace::Embedded => None,
+        PolicyPlace::File(_) => Some(classifier.intent_labels().clone()),
+    };
+    PolicyOptions { intents }
 }
 
 /// The bounds that `config` sets.
