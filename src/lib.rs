@@ -1,7 +1,7 @@
 //! Pointsman decides which language model should answer a query.
 //!
-//! `ARCHITECTURE.md` tells how the modules fit together; each uses only modules above it in this list
-//! (`tests/integration/tidy.rs` holds the order).
+//! `ARCHITECTURE.md` tells how the modules fit together. Each uses only modules below it in a one-way order, which
+//! `tests/integration/tidy.rs` holds.
 
 pub mod artifact;
 pub mod batch;

@@ -32,8 +32,8 @@ pub(super) struct Args {
     #[arg(long, default_value = "intent")]
     label_field: LabelField,
     /// The models to route between, WEAK,STRONG [default: the pair of the published tables, or the best known one].
-    #[arg(long, value_delimiter = ',', num_args = 2)]
-    pair: Option<Vec<String>>,
+    #[arg(long, value_parser = parse_pair, value_name = "WEAK,STRONG")]
+    pair: Option<ModelPair>,
     /// Resamples behind each 95 % interval.
     #[arg(long, default_value_t = 1_000)]
     resamples: usize,
@@ -86,12 +86,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(path) => (read_scored(path)?, None),
         None => score_rows(&rows, &args.model)?,
     };
-    let pair = args.pair.as_deref().and_then(|names| match names {
-        [weak, strong] => Some(ModelPair { weak: canonical_name(weak), strong: canonical_name(strong) }),
-        _ => None,
-    });
     let options = EvalOptions {
-        pair,
+        pair: args.pair.clone(),
         bootstrap: Bootstrap { n_draws: args.resamples, ..Bootstrap::default() },
         ..EvalOptions::default()
     };
@@ -147,4 +143,13 @@ fn write(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     eprintln!("wrote {}", path.display());
     Ok(())
+}
+
+fn parse_pair(value: &str) -> Result<ModelPair, String> {
+    match value.split(',').map(str::trim).collect::<Vec<_>>()[..] {
+        [weak, strong] if !weak.is_empty() && !strong.is_empty() => {
+            Ok(ModelPair { weak: canonical_name(weak), strong: canonical_name(strong) })
+        }
+        _ => Err("write two models with a comma between them, the weak one first".into()),
+    }
 }

@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 use crate::artifact::default_roots;
 use crate::classifier::{Classifier, LoadOptions};
+use crate::config::ConfigError;
 use crate::encoder::open_device;
 
 /// Decides which language model should answer a query.
@@ -65,7 +66,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let usage = error.chain().any(|cause| cause.is::<ConfigError>());
+            if usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -159,6 +159,11 @@ impl Config {
             let problem = format!("{} is taken by listen", self.admin_listen);
             return Err(ConfigError::BadValue { setting: "admin_listen", problem });
         }
+        let gpu = self.device.strip_prefix("cuda:").is_some_and(|index| index.parse::<usize>().is_ok());
+        if self.device != "cpu" && !gpu {
+            let problem = format!("{:?} is neither cpu nor cuda:N", self.device);
+            return Err(ConfigError::BadValue { setting: "device", problem });
+        }
         if !matches!(self.log_format.as_str(), "text" | "json") {
             let problem = format!("{:?} is neither text nor json", self.log_format);
             return Err(ConfigError::BadValue { setting: "log_format", problem });
@@ -217,6 +222,8 @@ mod tests {
         assert!(refused("queue_entries = 0").starts_with("queue_entries:"));
         assert!(refused("threads = 0").starts_with("threads:"));
         assert!(refused("max_tokens = 513").starts_with("max_tokens:"));
+        assert!(refused("device = 'gpu'").starts_with("device:"));
+        assert!(refused("device = 'cuda:'").starts_with("device:"));
         assert!(refused("log_format = 'xml'").starts_with("log_format:"));
         assert!(refused("policy = 'https://x/y'").starts_with("policy:"));
         assert!(toml::from_str::<RawConfig>("lisen = 'x'").is_err(), "unknown fields are refused");

@@ -29,7 +29,7 @@ pub struct BadFilter {
 /// # Errors
 /// When `filter` is not a valid filter.
 pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), BadFilter> {
-    let parsed = EnvFilter::try_new(filter).map_err(|source| BadFilter { filter: filter.to_owned(), source })?;
+    let parsed = parse_filter(filter)?;
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     let outcome = match format {
         LogFormat::Text => builder.try_init(),
@@ -39,4 +39,16 @@ pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), BadFilter> {
         tracing::debug!("logs were set up before");
     }
     Ok(())
+}
+
+/// Whether [`init_logs`] would take `filter`.
+///
+/// # Errors
+/// When it is not a valid filter.
+pub fn check_log_filter(filter: &str) -> Result<(), BadFilter> {
+    parse_filter(filter).map(|_| ())
+}
+
+fn parse_filter(filter: &str) -> Result<EnvFilter, BadFilter> {
+    EnvFilter::try_new(filter).map_err(|source| BadFilter { filter: filter.to_owned(), source })
 }

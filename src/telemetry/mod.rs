@@ -5,5 +5,5 @@
 mod logs;
 mod metrics;
 
-pub use logs::{LogFormat, init_logs};
+pub use logs::{LogFormat, check_log_filter, init_logs};
 pub use metrics::{CacheResult, Metrics, PolicyGauges, Stage};
