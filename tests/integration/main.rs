@@ -3,7 +3,16 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a failed step should fail the test at once"
+    clippy::string_slice,
+    clippy::disallowed_methods,
+    reason = "a failed step should fail the test at once, and no drain has to wait for a test's tasks"
 )]
 
+mod bad_input;
+mod commands;
 mod encoder;
+mod grpc;
+mod lifecycle;
+mod overload;
+mod support;
+mod tidy;
