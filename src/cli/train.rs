@@ -116,6 +116,9 @@ fn render(report: &TrainReport) -> String {
     for (head, error) in &report.calibration_error {
         sections.push(format!("expected calibration error of {head}: {error:.3}"));
     }
+    if let Some((error, n)) = report.tier_cross_fitted {
+        sections.push(format!("expected calibration error of tier, cross-fitted over {n} rows: {error:.3}"));
+    }
     sections.join("\n")
 }
 

@@ -5,6 +5,7 @@ use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::domain::Tier;
 
@@ -83,7 +84,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, DatasetError> {
     files.sort();
     let mut rows = Vec::new();
     for file in files {
-        read_file(&file, &mut rows)?;
+        rows.extend(read_lines::<Row>(&file)?);
     }
     Ok(rows)
 }
@@ -103,9 +104,14 @@ fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), DatasetErr
     Ok(())
 }
 
-fn read_file(path: &Path, rows: &mut Vec<Row>) -> Result<(), DatasetError> {
+/// Every line of a JSON Lines file that is not blank.
+///
+/// # Errors
+/// Names the file and line at fault.
+pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, DatasetError> {
     let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut rows = Vec::new();
     for (index, line) in std::io::BufReader::new(file).lines().enumerate() {
         let line = line.map_err(unreadable)?;
         if line.trim().is_empty() {
@@ -118,7 +124,7 @@ fn read_file(path: &Path, rows: &mut Vec<Row>) -> Result<(), DatasetError> {
         })?;
         rows.push(row);
     }
-    Ok(())
+    Ok(rows)
 }
 
 #[cfg(test)]

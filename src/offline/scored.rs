@@ -3,12 +3,11 @@
 //! A row that could not be scored carries `id` and `error` and nothing else; it never stops a run.
 
 use std::collections::BTreeMap;
-use std::io::BufRead as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::dataset::DatasetError;
+use super::dataset::{DatasetError, read_lines};
 use crate::domain::{Probability, Tier};
 
 /// One line: the id of the input row, and its scores or why there are none.
@@ -108,22 +107,7 @@ const SUM_TOLERANCE: f32 = 0.01;
 /// # Errors
 /// Names the line at fault.
 pub fn read_scored(path: &Path) -> Result<Vec<ScoredRow>, DatasetError> {
-    let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    let mut rows = Vec::new();
-    for (index, line) in std::io::BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(unreadable)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = serde_json::from_str(&line).map_err(|source| DatasetError::BadRow {
-            path: path.to_owned(),
-            line: index + 1,
-            source,
-        })?;
-        rows.push(row);
-    }
-    Ok(rows)
+    read_lines(path)
 }
 
 // === impl ScoredRow ===

@@ -40,8 +40,10 @@ impl RouterApi {
         let request_id = query.request_id.clone();
         let decided = router.decide(&query, deadline).await;
         let decision = decided.map_err(|error| {
-            tracing::info!(%request_id, error = %error, bytes = query.text_bytes(), "refused");
-            Box::new(status::from_decide(error))
+            let status = status::from_decide(error);
+            let (code, why) = (status.code(), status.message());
+            tracing::info!(%request_id, ?code, why, bytes = query.text_bytes(), "refused");
+            Box::new(status)
         })?;
         Ok(convert::decision(decision))
     }

@@ -311,31 +311,27 @@ fn fit_difficulty(
     let scale = irt::fit(&train_rows.iter().map(|row| &corpus.rows[*row]).collect::<Vec<_>>());
     let models: BTreeMap<&str, usize> =
         scale.abilities.keys().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
-    let data = |split| difficulty_data(options, corpus, inputs, &models, &scale.abilities, split);
-    let (train, calibration) = (data(Split::Train), data(Split::Calibration));
-    let (network, mut tier_scale, _) =
-        fit::fit_difficulty(&train, &calibration, &recipe.difficulty, recipe.seed, &options.device)?;
+    let informs = |row: usize| corpus.rows[row].tier.is_some() || !corpus.rows[row].outcomes.is_empty();
+    let fit = |keep: &dyn Fn(usize) -> bool| -> Result<(Mlp, TierScale), TrainError> {
+        let data = |split| {
+            let rows = corpus.indices(split, |row| informs(row) && keep(row));
+            difficulty_data(options, corpus, inputs, &models, &scale.abilities, &rows)
+        };
+        let (train, calibration) = (data(Split::Train), data(Split::Calibration));
+        let (network, mut tier_scale, _) =
+            fit::fit_difficulty(&train, &calibration, &recipe.difficulty, recipe.seed, &options.device)?;
+        let rows = corpus.indices(Split::Calibration, |row| corpus.rows[row].tier.is_some() && keep(row));
+        if !rows.is_empty() {
+            let z = latent_difficulty(&network, inputs, &rows);
+            tier_scale = calibrate::fit_tier_scale(&z, &true_tiers(corpus, &rows), tier_scale);
+        }
+        Ok((network, tier_scale))
+    };
+    let (network, tier_scale) = fit(&|_| true)?;
+    report.tier_cross_fitted = cross_fit_tiers(corpus, inputs, &fit)?;
 
-    let latent = |rows: &[usize]| network.forward(inputs.select(Axis(0), rows).view()).column(0).to_vec();
-    let tiers =
-        |rows: &[usize]| rows.iter().filter_map(|row| corpus.rows[*row].tier.map(Tier::index)).collect::<Vec<_>>();
-    let has_tier = |row: usize| corpus.rows[row].tier.is_some();
-    let calibration_rows = corpus.indices(Split::Calibration, has_tier);
-    if !calibration_rows.is_empty() {
-        tier_scale = calibrate::fit_tier_scale(&latent(&calibration_rows), &tiers(&calibration_rows), tier_scale);
-    }
-    let test = corpus.indices(Split::Test, has_tier);
-    let probabilities: Vec<[f32; 3]> = latent(&test).into_iter().map(|z| tier_scale.probabilities(z)).collect();
-    let mut brier_sum = 0.0;
-    let confidences: Vec<(f64, bool)> = probabilities
-        .iter()
-        .zip(tiers(&test))
-        .map(|(p, truth)| {
-            let predicted = argmax(p.iter().copied());
-            brier_sum += brier(p.iter().copied().map(f64::from), Some(truth));
-            (f64::from(p[predicted]), predicted == truth)
-        })
-        .collect();
+    let test = corpus.indices(Split::Test, |row| corpus.rows[row].tier.is_some());
+    let (confidences, brier_sum) = tier_confidences(corpus, &network, tier_scale, inputs, &test);
     let figures = expected_calibration_error(&reliability(&confidences, N_BINS)).map(|error| CalibrationFigures {
         method: "ordinal logistic".into(),
         expected_calibration_error: error,
@@ -349,18 +345,70 @@ fn fit_difficulty(
     Ok(DifficultyHead { network, scale: tier_scale, figures })
 }
 
+/// Calibration error of the tier when every judged row is predicted by heads that never saw it, and how many rows.
+///
+/// The test split alone is small: at 400 rows even a perfect model shows an error near 0.05 by chance.
+fn cross_fit_tiers(corpus: &Corpus, inputs: &Array2<f32>, fit: &FitOn<'_>) -> Result<Option<(f64, usize)>, TrainError> {
+    let judged: Vec<usize> = (0..corpus.rows.len()).filter(|row| corpus.rows[*row].tier.is_some()).collect();
+    let mut confidences = Vec::new();
+    if !judged.is_empty() {
+        for fold in 0..N_FOLDS {
+            let in_fold = |row: usize| row % N_FOLDS == fold;
+            let (network, scale) = fit(&|row| !(in_fold(row) && corpus.rows[row].tier.is_some()))?;
+            let rows: Vec<usize> = judged.iter().copied().filter(|row| in_fold(*row)).collect();
+            confidences.extend(tier_confidences(corpus, &network, scale, inputs, &rows).0);
+        }
+    }
+    Ok(expected_calibration_error(&reliability(&confidences, N_BINS)).map(|error| (error, confidences.len())))
+}
+
+/// Fits on the rows that a predicate keeps.
+type FitOn<'a> = dyn Fn(&dyn Fn(usize) -> bool) -> Result<(Mlp, TierScale), TrainError> + 'a;
+
+/// Folds of a cross-fit.
+const N_FOLDS: usize = 5;
+
+/// Probability of the most probable tier of each row and whether it is right; and the sum of Brier scores.
+fn tier_confidences(
+    corpus: &Corpus,
+    network: &Mlp,
+    scale: TierScale,
+    inputs: &Array2<f32>,
+    rows: &[usize],
+) -> (Vec<(f64, bool)>, f64) {
+    let mut brier_sum = 0.0;
+    let confidences = latent_difficulty(network, inputs, rows)
+        .into_iter()
+        .zip(true_tiers(corpus, rows))
+        .map(|(z, truth)| {
+            let p = scale.probabilities(z);
+            let predicted = argmax(p.iter().copied());
+            brier_sum += brier(p.iter().copied().map(f64::from), Some(truth));
+            (f64::from(p[predicted]), predicted == truth)
+        })
+        .collect();
+    (confidences, brier_sum)
+}
+
+fn latent_difficulty(network: &Mlp, inputs: &Array2<f32>, rows: &[usize]) -> Vec<f32> {
+    network.forward(inputs.select(Axis(0), rows).view()).column(0).to_vec()
+}
+
+fn true_tiers(corpus: &Corpus, rows: &[usize]) -> Vec<usize> {
+    rows.iter().filter_map(|row| corpus.rows[*row].tier.map(Tier::index)).collect()
+}
+
 fn difficulty_data(
     options: &TrainOptions,
     corpus: &Corpus,
     inputs: &Array2<f32>,
     models: &BTreeMap<&str, usize>,
     abilities: &BTreeMap<String, f32>,
-    split: Split,
+    rows: &[usize],
 ) -> DifficultyData {
-    let rows = corpus.indices(split, |row| corpus.rows[row].tier.is_some() || !corpus.rows[row].outcomes.is_empty());
     let n = rows.len();
     let mut data = DifficultyData {
-        inputs: inputs.select(Axis(0), &rows),
+        inputs: inputs.select(Axis(0), rows),
         scores: Array2::zeros((n, models.len().max(1))),
         answered: Array2::zeros((n, models.len().max(1))),
         abilities: if models.is_empty() { Array1::zeros(1) } else { abilities.values().copied().collect() },

@@ -1,5 +1,7 @@
 //! Fitting the networks with candle: minibatches, `AdamW`, early stopping on the calibration split.
 
+use std::cell::RefCell;
+
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer as _, ParamsAdamW, ops};
 use ndarray::{Array1, Array2};
@@ -62,7 +64,7 @@ pub fn fit_intent(
     let (data, validation) = (IntentTensors::new(train, device)?, IntentTensors::new(held_out, device)?);
     let loss = |data: &IntentTensors, rows: Option<&Tensor>, dropout: f32| {
         let (buckets, weights) = (select(&data.buckets, rows)?, select(&data.bucket_weights, rows)?);
-        let weights = if dropout > 0.0 { ops::dropout(&weights, dropout)? } else { weights };
+        let weights = network.drop_out(&weights, dropout)?;
         let added =
             table.index_select(&buckets.flatten_all()?, 0)?.reshape((buckets.dim(0)?, buckets.dim(1)?, n_labels))?;
         let added = added.broadcast_mul(&weights.unsqueeze(2)?)?.sum(1)?;
@@ -131,6 +133,8 @@ pub fn fit_difficulty(
 
 struct Network {
     layers: Vec<(Var, Var)>,
+    /// Of the dropout masks; candle's own dropout cannot be seeded.
+    rng: RefCell<StdRng>,
 }
 
 struct IntentTensors {
@@ -168,7 +172,7 @@ impl Network {
                 Ok((weight, bias))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { layers })
+        Ok(Self { layers, rng: RefCell::new(rng) })
     }
 
     fn forward(&self, inputs: &Tensor, dropout: f32) -> Result<Tensor> {
@@ -177,12 +181,21 @@ impl Network {
             if index > 0 {
                 values = values.relu()?;
             }
-            if dropout > 0.0 {
-                values = ops::dropout(&values, dropout)?;
-            }
-            values = values.matmul(weight)?.broadcast_add(bias)?;
+            values = self.drop_out(&values, dropout)?.matmul(weight)?.broadcast_add(bias)?;
         }
         Ok(values)
+    }
+
+    /// Zeroes each value with probability `share` and scales the rest up.
+    fn drop_out(&self, values: &Tensor, share: f32) -> Result<Tensor> {
+        if share <= 0.0 {
+            return Ok(values.clone());
+        }
+        let mut rng = self.rng.borrow_mut();
+        let kept = 1.0 / (1.0 - share);
+        let mask: Vec<f32> =
+            (0..values.elem_count()).map(|_| if rng.random::<f32>() < share { 0.0 } else { kept }).collect();
+        values * Tensor::from_vec(mask, values.shape(), values.device())?
     }
 
     fn parameters(&self) -> Vec<Var> {
@@ -331,7 +344,7 @@ mod tests {
             weights: Array1::ones(400),
         };
         let recipe =
-            HeadRecipe { hidden: 0, dropout: 0.0, epochs: 30, batch: 32, learning_rate: 0.05, ..HeadRecipe::default() };
+            HeadRecipe { hidden: 0, dropout: 0.1, epochs: 30, batch: 32, learning_rate: 0.05, ..HeadRecipe::default() };
         let fit = || fit_intent(&data, &data, 4, &recipe, 1, &Device::Cpu).unwrap();
         let head = fit();
         let logits = head.logits(inputs.view(), &vec![&[1][..]; 400]);

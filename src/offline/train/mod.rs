@@ -70,6 +70,8 @@ pub struct TrainReport {
     pub difficulty_auroc: BTreeMap<String, (f64, f64, usize)>,
     /// Accuracy of the most probable tier, where rows have a tier.
     pub tier_accuracy: Option<f64>,
+    /// Calibration error of the tier over all judged rows, each predicted by heads that never saw it; and their number.
+    pub tier_cross_fitted: Option<(f64, usize)>,
     /// Ability of each model on the fitted scale.
     pub abilities: BTreeMap<String, f32>,
 }
