@@ -223,11 +223,10 @@ async fn train_writes_a_model_that_every_command_loads() {
     let info = info.get_info(proto::GetInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(info.intent_labels, ["delivery", "invoice", "refund"]);
     let policy = path("policy.yaml");
-    std::fs::write(
-        &policy,
-        SMALL_POLICY.replace("routes:", "routes:\n  - {intent: refund, tier: \"*\", chain: strong}"),
-    )
-    .unwrap();
+    let own = SMALL_POLICY
+        .replace("routes:", "routes:\n  - {intent: refund, tier: \"*\", chain: strong}")
+        .replace("defaults: {", "defaults: {intent: invoice, ");
+    std::fs::write(&policy, &own).unwrap();
     let text = "I want my money back for order 4711";
     let refund = json_of(&["route", "--json", "--model", text_of(&model), "--policy", text_of(&policy), text]);
     assert_eq!(
@@ -236,8 +235,7 @@ async fn train_writes_a_model_that_every_command_loads() {
         "{refund}"
     );
 
-    let typo = SMALL_POLICY.replace("routes:", "routes:\n  - {intent: refnud, tier: \"*\", chain: strong}");
-    std::fs::write(&policy, typo).unwrap();
+    std::fs::write(&policy, own.replace("intent: refund", "intent: refnud")).unwrap();
     let (code, _, err) = run(&["route", "--model", text_of(&model), "--policy", text_of(&policy), text]);
     assert!(code == 1 && err.contains("refnud") && err.contains("refund"), "{code}: {err}");
 }

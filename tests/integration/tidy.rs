@@ -42,7 +42,7 @@ const ONLY_USED_BY: [(&str, &[&str]); 5] = [
 const CRATES: [(&str, &[&str]); 12] = [
     ("tonic", &["rpc", "serve"]),
     ("tonic_prost", &["rpc"]),
-    ("tonic_types", &["rpc"]),
+    ("tonic_types", &["rpc", "serve"]),
     ("tonic_health", &["serve"]),
     ("tonic_reflection", &["serve"]),
     ("prost", &["rpc"]),
