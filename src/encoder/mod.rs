@@ -5,6 +5,7 @@
 //! `tokenizer.json`, `model.safetensors`). Source of the default weights: `models/README.md`.
 
 mod bert;
+mod ops;
 mod tokenizer;
 
 use candle_core::{DType, Device};
