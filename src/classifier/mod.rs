@@ -160,10 +160,15 @@ impl Classifier {
     /// When the forward pass fails; nothing is known of any row then.
     pub fn classify(&self, inputs: &[&Input]) -> Result<Vec<Classification>, EncoderError> {
         let embeddings = embed(&self.encoder, inputs)?;
+        Ok(self.judge(&embeddings, inputs))
+    }
+
+    /// The second half of [`Self::classify`]: the heads, on embeddings `[inputs, hidden]` made before.
+    pub fn judge(&self, embeddings: &Array2<f32>, inputs: &[&Input]) -> Vec<Classification> {
         let features = feature_matrix(inputs);
         let ngrams: Vec<&[u32]> = inputs.iter().map(|input| input.ngrams.as_slice()).collect();
         let outputs = self.heads.apply(embeddings.view(), features.view(), &ngrams);
-        Ok(inputs.iter().zip(outputs).map(|(input, output)| input.classification(output)).collect())
+        inputs.iter().zip(outputs).map(|(input, output)| input.classification(output)).collect()
     }
 }
 
