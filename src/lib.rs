@@ -11,6 +11,7 @@ pub mod config;
 pub mod domain;
 pub mod encoder;
 pub mod heads;
+pub mod loadgen;
 pub mod offline;
 pub mod policy;
 pub mod router;

@@ -2,6 +2,7 @@
 
 mod eval;
 mod import;
+mod loadgen;
 mod policy;
 mod route;
 mod score;
@@ -45,6 +46,8 @@ enum Command {
     Train(train::Args),
     /// Convert an encoder in Hugging Face layout into a model directory.
     Import(import::Args),
+    /// Put load on a running service and report latencies.
+    Loadgen(Box<loadgen::Args>),
 }
 
 /// Exit code for a command line or configuration that cannot be used (`EX_USAGE`).
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Loadgen(args) => loadgen::run(*args),
     };
     match result {
         Ok(code) => code,

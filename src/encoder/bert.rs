@@ -5,9 +5,10 @@
 //! length share one attention product.
 
 use candle_core::{D, Device, IndexOp, Module, Result, Tensor};
-use candle_nn::{LayerNorm, VarBuilder, ops};
+use candle_nn::{LayerNorm, VarBuilder};
 use candle_transformers::models::bert::{Config, HiddenAct, PositionEmbeddingType};
 
+use super::ops::{AddBias, AddBiasGelu, AddNorm, norm_parameters};
 use super::{EncoderError, Tokens};
 
 /// A batch of sequences, concatenated in order of length.
@@ -31,7 +32,7 @@ pub(super) struct Bert {
     word: Tensor,
     /// Position and (constant) type embedding, summed: `[positions, hidden]`.
     position: Tensor,
-    norm: LayerNorm,
+    norm: Norm,
     layers: Vec<Layer>,
     n_heads: usize,
     hidden: usize,
@@ -40,11 +41,13 @@ pub(super) struct Bert {
 #[derive(Debug)]
 struct Layer {
     qkv: Dense,
-    attention_out: Dense,
-    attention_norm: LayerNorm,
+    /// The product only; its bias is part of the norm that follows.
+    attention_out: Tensor,
+    attention_norm: Norm,
     up: Dense,
-    down: Dense,
-    output_norm: LayerNorm,
+    /// As `attention_out`.
+    down: Tensor,
+    output_norm: Norm,
 }
 
 /// `x · wᵀ + b`, with the weight kept as `[in, out]`.
@@ -52,6 +55,16 @@ struct Layer {
 struct Dense {
     weight: Tensor,
     bias: Tensor,
+}
+
+/// `layer_norm(x + bias + residual)`, where the bias is that of the product which made `x`.
+#[derive(Debug)]
+struct Norm {
+    bias: Tensor,
+    norm: LayerNorm,
+    /// For the CPU's own pass.
+    parameters: Tensor,
+    eps: f64,
 }
 
 // === impl RaggedBatch ===
@@ -113,7 +126,7 @@ impl Bert {
         Ok(Self {
             word: embeddings.get((config.vocab_size, hidden), "word_embeddings.weight")?,
             position,
-            norm: candle_nn::layer_norm(hidden, eps, embeddings.pp("LayerNorm"))?,
+            norm: Norm::load(Tensor::zeros(hidden, vb.dtype(), vb.device())?, eps, &embeddings.pp("LayerNorm"))?,
             layers,
             n_heads: config.num_attention_heads,
             hidden,
@@ -128,13 +141,13 @@ impl Bert {
     pub(super) fn forward(&self, batch: &RaggedBatch, device: &Device) -> Result<Tensor> {
         let ids = Tensor::new(batch.ids.as_slice(), device)?;
         let positions = Tensor::new(batch.positions.as_slice(), device)?;
-        let embedded = (self.word.index_select(&ids, 0)? + self.position.index_select(&positions, 0)?)?;
-        let mut hidden = self.norm.forward(&embedded)?;
+        let words = self.word.index_select(&ids, 0)?;
+        let mut hidden = self.norm.forward(words, &self.position.index_select(&positions, 0)?)?;
         for layer in &self.layers {
-            let attended = layer.attention_out.forward(&self.attend(layer, &hidden, &batch.runs)?)?;
-            hidden = layer.attention_norm.forward(&(attended + hidden)?)?;
-            let inner = layer.up.forward(&hidden)?.gelu_erf()?;
-            hidden = layer.output_norm.forward(&(layer.down.forward(&inner)? + hidden)?)?;
+            let attended = self.attend(layer, &hidden, &batch.runs)?.matmul(&layer.attention_out)?;
+            hidden = layer.attention_norm.forward(attended, &hidden)?;
+            let inner = layer.up.forward_gelu(&hidden)?;
+            hidden = layer.output_norm.forward(inner.matmul(&layer.down)?, &hidden)?;
         }
         self.pool(&hidden, &batch.runs)
     }
@@ -155,8 +168,9 @@ impl Bert {
             let part =
                 |index| parts.i(index)?.contiguous()?.reshape((run.n_sequences * self.n_heads, run.length, head_size));
             let (q, k, v): (Tensor, Tensor, Tensor) = (part(0)?, part(1)?, part(2)?);
-            let scores = (q.matmul(&k.transpose(1, 2)?)? * (head_size as f64).powf(-0.5))?;
-            let context = ops::softmax_last_dim(&scores)?.matmul(&v)?;
+            // Queries come scaled, see `Layer::load`.
+            let scores = q.matmul(&k.transpose(1, 2)?)?;
+            let context = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
             contexts.push(
                 context
                     .reshape((run.n_sequences, self.n_heads, run.length, head_size))?
@@ -192,18 +206,24 @@ impl Layer {
         let attention = vb.pp("attention");
         let part = |name: &str| Dense::load(hidden, hidden, &attention.pp("self").pp(name));
         let (q, k, v) = (part("query")?, part("key")?, part("value")?);
+        // Attention divides scores by the root of the head size; dividing the queries' weights costs nothing.
+        let head_size = hidden / config.num_attention_heads;
+        let scale = (head_size as f64).powf(-0.5);
+        let q = Dense { weight: (q.weight * scale)?, bias: (q.bias * scale)? };
         // One product for all three: [hidden, 3·hidden].
         let qkv = Dense {
             weight: Tensor::cat(&[&q.weight, &k.weight, &v.weight], 1)?.contiguous()?,
             bias: Tensor::cat(&[&q.bias, &k.bias, &v.bias], 0)?,
         };
+        let attention_out = Dense::load(hidden, hidden, &attention.pp("output").pp("dense"))?;
+        let down = Dense::load(inner, hidden, &vb.pp("output").pp("dense"))?;
         Ok(Self {
             qkv,
-            attention_out: Dense::load(hidden, hidden, &attention.pp("output").pp("dense"))?,
-            attention_norm: candle_nn::layer_norm(hidden, eps, attention.pp("output").pp("LayerNorm"))?,
+            attention_out: attention_out.weight,
+            attention_norm: Norm::load(attention_out.bias, eps, &attention.pp("output").pp("LayerNorm"))?,
             up: Dense::load(hidden, inner, &vb.pp("intermediate").pp("dense"))?,
-            down: Dense::load(inner, hidden, &vb.pp("output").pp("dense"))?,
-            output_norm: candle_nn::layer_norm(hidden, eps, vb.pp("output").pp("LayerNorm"))?,
+            down: down.weight,
+            output_norm: Norm::load(down.bias, eps, &vb.pp("output").pp("LayerNorm"))?,
         })
     }
 }
@@ -217,6 +237,40 @@ impl Dense {
 
     /// `[rows, in]` to `[rows, out]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight)?.broadcast_add(&self.bias)
+        let product = x.matmul(&self.weight)?;
+        if product.device().is_cpu() {
+            product.inplace_op2(&self.bias, &AddBias)?;
+            return Ok(product);
+        }
+        product.broadcast_add(&self.bias)
+    }
+
+    /// As [`Self::forward`], with GELU after it.
+    fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        let product = x.matmul(&self.weight)?;
+        if product.device().is_cpu() {
+            product.inplace_op2(&self.bias, &AddBiasGelu)?;
+            return Ok(product);
+        }
+        product.broadcast_add(&self.bias)?.gelu_erf()
+    }
+}
+
+// === impl Norm ===
+
+impl Norm {
+    fn load(bias: Tensor, eps: f64, vb: &VarBuilder<'_>) -> Result<Self> {
+        let norm = candle_nn::layer_norm(bias.elem_count(), eps, vb.clone())?;
+        let shift = norm.bias().cloned().map_or_else(|| bias.zeros_like(), Ok)?;
+        Ok(Self { parameters: norm_parameters(&bias, norm.weight(), &shift)?, bias, norm, eps })
+    }
+
+    /// `[rows, hidden]` twice, to the same. `x` is a tensor that nothing else uses: on a CPU it becomes the result.
+    fn forward(&self, x: Tensor, residual: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            x.inplace_op3(residual, &self.parameters, &AddNorm { eps: self.eps as f32 })?;
+            return Ok(x);
+        }
+        self.norm.forward(&(x.broadcast_add(&self.bias)? + residual)?)
     }
 }

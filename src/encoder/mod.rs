@@ -7,6 +7,7 @@
 pub mod hub;
 
 mod bert;
+mod ops;
 mod tokenizer;
 
 use candle_core::{DType, Device};
