@@ -4,6 +4,8 @@
 //! a batch is its tokens and no mask exists. Loaded from verified bytes in Hugging Face layout (`config.json`,
 //! `tokenizer.json`, `model.safetensors`). Source of the default weights: `models/README.md`.
 
+pub mod hub;
+
 mod bert;
 mod ops;
 mod tokenizer;

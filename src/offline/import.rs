@@ -11,8 +11,8 @@ use crate::encoder::{CONFIG, TOKENIZER, WEIGHTS};
 /// What to import and how.
 #[derive(Clone, Debug)]
 pub struct ImportOptions {
-    /// Folder with `config.json`, `tokenizer.json`, `model.safetensors`.
-    pub from: PathBuf,
+    /// `config.json`, `tokenizer.json`, `model.safetensors`, by name; see [`read_folder`].
+    pub files: BTreeMap<&'static str, Vec<u8>>,
     /// Model directory to write; its last part becomes the encoder's name.
     pub out: PathBuf,
     /// Number format of the written weights: `f16` halves the file, `f32` keeps every bit.
@@ -26,6 +26,9 @@ pub struct ImportOptions {
 /// Why an encoder could not be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
+    /// A file that an encoder needs was not given.
+    #[error("{0} is missing")]
+    Missing(&'static str),
     /// A file could not be read or written.
     #[error("cannot access {}", .path.display())]
     Io {
@@ -43,16 +46,25 @@ pub enum ImportError {
     Manifest(#[from] toml::ser::Error),
 }
 
-/// Reads an encoder, converts its floating-point tensors and writes a model directory.
+/// Reads an encoder's files from a folder.
 ///
 /// # Errors
-/// Names the file that could not be read, converted or written.
+/// Names the file that could not be read.
+pub fn read_folder(folder: &Path) -> Result<BTreeMap<&'static str, Vec<u8>>, ImportError> {
+    [WEIGHTS, CONFIG, TOKENIZER].into_iter().map(|name| Ok((name, read(&folder.join(name))?))).collect()
+}
+
+/// Converts an encoder's floating-point tensors and writes a model directory.
+///
+/// # Errors
+/// Names the file that could not be converted or written.
 pub fn import_encoder(options: &ImportOptions) -> Result<EncoderManifest, ImportError> {
-    let upstream = read(&options.from.join(WEIGHTS))?;
+    let given = |name| options.files.get(name).ok_or(ImportError::Missing(name));
+    let upstream = given(WEIGHTS)?;
     let files = [
-        (WEIGHTS, convert(&upstream, options.dtype)?),
-        (CONFIG, read(&options.from.join(CONFIG))?),
-        (TOKENIZER, read(&options.from.join(TOKENIZER))?),
+        (WEIGHTS, convert(upstream, options.dtype)?),
+        (CONFIG, given(CONFIG)?.clone()),
+        (TOKENIZER, given(TOKENIZER)?.clone()),
     ];
     let name = options.out.file_name().map_or_else(|| "encoder".into(), |name| name.to_string_lossy().into_owned());
     let manifest = EncoderManifest {
@@ -61,7 +73,7 @@ pub fn import_encoder(options: &ImportOptions) -> Result<EncoderManifest, Import
         version: "1".into(),
         license: options.license.clone(),
         source: options.source.clone(),
-        upstream_sha256: sha256_hex(&upstream),
+        upstream_sha256: sha256_hex(upstream),
         files: files.iter().map(|(name, bytes)| ((*name).to_owned(), FileEntry::of(bytes))).collect(),
     };
     std::fs::create_dir_all(&options.out).map_err(io_error(&options.out))?;

@@ -12,6 +12,7 @@ mod bad_input;
 mod commands;
 mod encoder;
 mod grpc;
+mod hub;
 mod lifecycle;
 mod overload;
 mod support;
