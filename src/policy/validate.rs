@@ -280,7 +280,10 @@ impl Checker<'_> {
     }
 
     fn defaults(&mut self, defaults: &DefaultsSpec, at: &Path) {
-        self.intent(&defaults.intent, &at.then("intent"));
+        // A policy for another label set need not say what it calls the unknown: the built-in name is always allowed.
+        if defaults.intent != DefaultsSpec::default().intent {
+            self.intent(&defaults.intent, &at.then("intent"));
+        }
         let base = Place { path: Path::default(), layer: &self.document.base, visible: vec![&self.document.base] };
         let answers: [(&str, &SafeAnswerSpec); 4] = [
             ("low_confidence", &defaults.low_confidence),

@@ -271,7 +271,11 @@ impl Router {
             reasons.push(Reason::new(ReasonCode::Cached, "the same text was classified before"));
         }
         if let Some(failure) = consulted.failure {
-            reasons.push(Reason::new(ReasonCode::Degraded, failure.to_string()));
+            // The policy knows that the classifier is missing, only we know why: one reason says both.
+            match reasons.iter_mut().find(|reason| reason.code == ReasonCode::Degraded) {
+                Some(reason) => reason.text = format!("{failure}; {}", reason.text),
+                None => reasons.push(Reason::new(ReasonCode::Degraded, failure.to_string())),
+            }
         }
         let input = input_report(prepared, classification);
         if input.bytes_cut > 0 || input.tokens_cut > 0 {

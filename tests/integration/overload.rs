@@ -98,8 +98,9 @@ async fn a_full_queue_degrades_and_says_so() {
     let (n_degraded, n_all) = (degraded.len(), decisions.len());
     assert!(n_degraded > 0 && n_degraded < n_all, "{n_degraded} of {n_all} were degraded");
     for decision in degraded {
-        let why = |text: &str| decision.reasons.iter().any(|reason| reason.code == "DEGRADED" && reason.text == text);
-        assert!(why("the classification queue is full"), "{:?}", decision.reasons);
+        let why: Vec<&str> =
+            decision.reasons.iter().filter(|reason| reason.code == "DEGRADED").map(|reason| &*reason.text).collect();
+        assert!(why.len() == 1 && why[0].starts_with("the classification queue is full; "), "{why:?}");
         assert!(decision.selected.is_some() && decision.confidence.as_ref().unwrap().value == 0.0);
     }
 
