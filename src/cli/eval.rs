@@ -12,7 +12,7 @@ use crate::offline::dataset::{Row, read_rows};
 use crate::offline::evaluate::{self, EvalOptions, ModelPair, models::canonical_name};
 use crate::offline::metrics::Bootstrap;
 use crate::offline::report::{self, FileRef, ModelRef, Provenance};
-use crate::offline::score::score;
+use crate::offline::score::score_texts;
 use crate::offline::scored::{ScoredRow, read_scored};
 use crate::offline::split::Split;
 use crate::router::DEFAULT_MIN_CONFIDENCE;
@@ -84,7 +84,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let (scored, model) = match &args.scored {
         Some(path) => (read_scored(path)?, None),
-        None => score_rows(&rows, &args.model)?,
+        None => {
+            let (scored, model) = score_rows(&rows, &args.model)?;
+            (scored, Some(model))
+        }
     };
     let options = EvalOptions {
         pair: args.pair.clone(),
@@ -112,31 +115,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn score_rows(rows: &[Row], model: &ModelArgs) -> anyhow::Result<(Vec<ScoredRow>, Option<ModelRef>)> {
+fn score_rows(rows: &[Row], model: &ModelArgs) -> anyhow::Result<(Vec<ScoredRow>, ModelRef)> {
     let classifier = model.load()?;
-    let mut lines = Vec::new();
-    for row in rows {
-        serde_json::to_writer(&mut lines, &serde_json::json!({ "id": row.id, "text": row.text }))?;
-        lines.push(b'\n');
-    }
-    let bar = indicatif::ProgressBar::new(lines.len() as u64)
-        .with_style(indicatif::ProgressStyle::with_template("scoring [{wide_bar}] {percent} % {eta}")?);
-    let mut output = Vec::new();
+    let texts: Vec<(&str, &str)> = rows.iter().map(|row| (row.id.as_str(), row.text.as_str())).collect();
+    let bar = super::scoring_bar(texts.len())?;
     let min_confidence = Probability::new(DEFAULT_MIN_CONFIDENCE)?;
-    score(&classifier, lines.as_slice(), &mut output, min_confidence, &|done| bar.set_position(done))?;
+    let scored = score_texts(&classifier, &texts, min_confidence, &|done| bar.set_position(done));
     bar.finish_and_clear();
-    let scored = output
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(serde_json::from_slice)
-        .collect::<Result<_, _>>()?;
-    let reference = classifier.reference();
-    let model = ModelRef {
-        name: reference.name.to_string(),
-        version: reference.version.to_string(),
-        sha256: reference.sha256.to_string(),
-    };
-    Ok((scored, Some(model)))
+    Ok((scored, ModelRef::of(&classifier)))
 }
 
 fn write(path: &std::path::Path, text: &str) -> anyhow::Result<()> {

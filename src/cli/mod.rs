@@ -4,6 +4,7 @@ mod eval;
 mod import;
 mod loadgen;
 mod policy;
+mod robustness;
 mod route;
 mod score;
 mod serve;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::artifact::default_roots;
 use crate::classifier::{Classifier, LoadOptions};
@@ -42,6 +44,8 @@ enum Command {
     Score(score::Args),
     /// Evaluate scores against what is known of the rows.
     Eval(Box<eval::Args>),
+    /// Measure what harmless changes of a prompt change, and hold a new model to an old one.
+    Robustness(robustness::Args),
     /// Train heads for a label set on a frozen encoder.
     Train(train::Args),
     /// Convert an encoder in Hugging Face layout into a model directory.
@@ -62,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Robustness(args) => robustness::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Loadgen(args) => loadgen::run(*args),
@@ -77,7 +82,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Which classifier an offline command uses and where it runs.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 struct ModelArgs {
     /// Classifier: a name or a directory.
     #[arg(long, env = "POINTSMAN_MODEL", default_value = "default")]
@@ -119,6 +124,12 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     let Some(threads) = threads else { return Ok(()) };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().context("cannot set the number of compute threads")
+}
+
+/// A progress bar for the scoring of `n` texts, on standard error.
+fn scoring_bar(n: usize) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("scoring [{wide_bar}] {pos}/{len} {eta}")?;
+    Ok(ProgressBar::new(n as u64).with_style(style))
 }
 
 /// The command as it was typed, without the path of the executable.

@@ -97,14 +97,33 @@ pub fn score(
     }
 }
 
+/// Scores texts that are at hand, given with their ids; `progress` is told how many are done.
+pub fn score_texts(
+    classifier: &Classifier,
+    texts: &[(&str, &str)],
+    min_confidence: Probability,
+    progress: &dyn Fn(u64),
+) -> Vec<ScoredRow> {
+    let mut rows = Vec::with_capacity(texts.len());
+    for chunk in texts.chunks(CHUNK_LINES) {
+        let prepare = |(id, text): &(&str, &str)| prepare_text(classifier, (*id).to_owned(), (*text).to_owned());
+        rows.extend(classify(classifier, chunk.par_iter().map(prepare).collect(), min_confidence));
+        progress(rows.len() as u64);
+    }
+    rows
+}
+
 fn prepare(classifier: &Classifier, number: usize, line: &[u8]) -> Pending {
-    let Line { id, text } = match serde_json::from_slice(line) {
-        Ok(line) => line,
+    match serde_json::from_slice(line) {
+        Ok(Line { id, text }) => prepare_text(classifier, id, text),
         Err(error) => {
             let id = id_of(line).unwrap_or_else(|| format!("line {number}"));
-            return Pending { id, input: Err(format!("line {number} is not a row with id and text: {error}")) };
+            Pending { id, input: Err(format!("line {number} is not a row with id and text: {error}")) }
         }
-    };
+    }
+}
+
+fn prepare_text(classifier: &Classifier, id: String, text: String) -> Pending {
     let query = Query::from_text(text);
     if let Err(invalid) = query.check() {
         return Pending { id, input: Err(format!("text: {}", invalid.problem)) };

@@ -183,6 +183,20 @@ fn eval_writes_text_json_and_a_page_that_needs_nothing_else() {
     }
 }
 
+#[test]
+fn robustness_measures_a_model_and_holds_it_to_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let texts = ["Write a poem about the sea, please.", "What is 7 times 8?", "hello there"];
+    write_lines(&rows, texts.iter().enumerate().map(|(i, text)| json!({"id": format!("t/{i}"), "text": text})));
+    let report = json_of(&["robustness", "--json", "--input", text_of(&rows), "--against", "default"]);
+    assert_eq!(report["gate"]["passes"], true, "no model is less steady than itself: {report}");
+    assert_eq!(report["models"][0]["robustness"], report["models"][1]["robustness"]);
+    assert_eq!(report["models"][0]["robustness"]["kinds"][0]["kind"], "lower");
+    let (code, out, err) = run(&["robustness", "--input", text_of(&rows)]);
+    assert!(code == 0 && out.contains("punctuation") && !out.contains("gate"), "{err}{out}");
+}
+
 /// Sixty rows, three labels that the default model has never heard of.
 fn tiny_rows() -> impl Iterator<Item = Value> {
     let kinds = [
