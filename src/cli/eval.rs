@@ -1,6 +1,6 @@
 //! `pointsman eval`: how good and how honest the scores are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use super::ModelArgs;
 use crate::domain::Probability;
 use crate::offline::dataset::{Row, read_rows};
-use crate::offline::evaluate::{self, EvalOptions, ModelPair, models::canonical_name};
+use crate::offline::evaluate::{self, Compared, EvalOptions, ModelPair, models::canonical_name};
 use crate::offline::metrics::Bootstrap;
 use crate::offline::report::{self, FileRef, ModelRef, Provenance};
 use crate::offline::score::score_texts;
@@ -25,6 +25,12 @@ pub(super) struct Args {
     /// What `pointsman score` wrote for the same rows [default: score them now].
     #[arg(long)]
     scored: Option<PathBuf>,
+    /// What `pointsman score` wrote for the same rows with another model: adds the difference of both.
+    #[arg(long, conflicts_with = "against")]
+    compare: Option<PathBuf>,
+    /// Another classifier, a name or a directory, that scores the same rows now: adds the difference of both.
+    #[arg(long)]
+    against: Option<String>,
     /// Keep only rows of one split, decided by the hash of the id.
     #[arg(long)]
     split: Option<SplitName>,
@@ -45,6 +51,15 @@ pub(super) struct Args {
     html: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+/// Rows as one model scored them.
+struct Scored {
+    /// What a report calls the model.
+    name: String,
+    rows: Vec<ScoredRow>,
+    /// The model, where it scored the rows just now.
+    model: Option<ModelRef>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -82,26 +97,34 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if rows.is_empty() {
         bail!("no row is left to evaluate");
     }
-    let (scored, model) = match &args.scored {
-        Some(path) => (read_scored(path)?, None),
-        None => {
-            let (scored, model) = score_rows(&rows, &args.model)?;
-            (scored, Some(model))
-        }
+    let evaluated = match &args.scored {
+        Some(path) => Scored::read(path)?,
+        None => Scored::now(&rows, &args.model)?,
+    };
+    let compared = match (&args.compare, &args.against) {
+        (Some(path), _) => Some(Scored::read(path)?),
+        (None, Some(name)) => Some(Scored::now(&rows, &ModelArgs { model: name.clone(), ..args.model.clone() })?),
+        (None, None) => None,
     };
     let options = EvalOptions {
         pair: args.pair.clone(),
         bootstrap: Bootstrap { n_draws: args.resamples, ..Bootstrap::default() },
         ..EvalOptions::default()
     };
-    let evaluation = evaluate::run(&rows, &scored, &options);
+    let mut evaluation = evaluate::run(&rows, &evaluated.rows, &options);
+    evaluation.comparison = compared.as_ref().map(|other| {
+        let [first, second] = names(&evaluated, other);
+        let first = Compared { name: &first, scored: &evaluated.rows };
+        evaluate::compare::run(&rows, first, Compared { name: &second, scored: &other.rows }, &options)
+    });
     super::print_line(&report::text(&evaluation));
 
     if args.json.is_some() || args.html.is_some() {
-        let files = args.input.iter().chain(&args.scored).filter(|path| path.is_file());
+        let files = args.input.iter().chain(&args.scored).chain(&args.compare).filter(|path| path.is_file());
         let provenance = Provenance {
             inputs: files.map(|path| FileRef::of(path)).collect::<Result<_, _>>()?,
-            model,
+            model: evaluated.model,
+            compared: compared.and_then(|other| other.model),
             command: super::command_line(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
         };
@@ -115,17 +138,35 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn score_rows(rows: &[Row], model: &ModelArgs) -> anyhow::Result<(Vec<ScoredRow>, ModelRef)> {
-    let classifier = model.load()?;
-    let texts: Vec<(&str, &str)> = rows.iter().map(|row| (row.id.as_str(), row.text.as_str())).collect();
-    let bar = super::scoring_bar(texts.len())?;
-    let min_confidence = Probability::new(DEFAULT_MIN_CONFIDENCE)?;
-    let scored = score_texts(&classifier, &texts, min_confidence, &|done| bar.set_position(done));
-    bar.finish_and_clear();
-    Ok((scored, ModelRef::of(&classifier)))
+/// What to call two models: their names, told apart where they are the same.
+fn names(first: &Scored, second: &Scored) -> [String; 2] {
+    if first.name == second.name {
+        return [format!("{} (first)", first.name), format!("{} (second)", second.name)];
+    }
+    [first.name.clone(), second.name.clone()]
 }
 
-fn write(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
+// === impl Scored ===
+
+impl Scored {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Ok(Self { name, rows: read_scored(path)?, model: None })
+    }
+
+    fn now(rows: &[Row], model: &ModelArgs) -> anyhow::Result<Self> {
+        let classifier = model.load()?;
+        let texts: Vec<(&str, &str)> = rows.iter().map(|row| (row.id.as_str(), row.text.as_str())).collect();
+        let bar = super::scoring_bar(texts.len())?;
+        let min_confidence = Probability::new(DEFAULT_MIN_CONFIDENCE)?;
+        let rows = score_texts(&classifier, &texts, min_confidence, &|done| bar.set_position(done));
+        bar.finish_and_clear();
+        let model = ModelRef::of(&classifier);
+        Ok(Self { name: format!("{} {}", model.name, model.version), rows, model: Some(model) })
+    }
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     eprintln!("wrote {}", path.display());
     Ok(())

@@ -4,6 +4,8 @@
 //! scored stay visible: every section says how many of its rows have no scores, and the counts say why. The same rows
 //! and options give the same evaluation, intervals included.
 
+pub mod compare;
+pub mod detail;
 pub mod difficulty;
 pub mod intent;
 pub mod models;
@@ -14,6 +16,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+pub use compare::{Compared, Comparison, PairedFigure};
+pub use detail::{Mistake, TokenBucket};
 pub use difficulty::{DifficultyFigures, DifficultySection};
 pub use intent::{IntentFigures, IntentSection};
 pub use models::{ModelPair, PairChoice};
@@ -50,6 +54,9 @@ pub struct Evaluation {
     pub difficulty: Option<DifficultySection>,
     /// Rows that carry outcomes of both models of the pair.
     pub routing: Option<RoutingSection>,
+    /// The model against another one, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
     /// What a reader must know to read the figures right.
     pub notes: Vec<String>,
 }
@@ -122,6 +129,7 @@ pub fn run(rows: &[Row], scored: &[ScoredRow], options: &EvalOptions) -> Evaluat
         tier: tier::section(&cases, &options.bootstrap),
         difficulty: difficulty::section(&outcomes, pair.as_ref().map(|(pair, _)| pair), &options.bootstrap),
         routing: pair.and_then(|(pair, choice)| routing::section(&outcomes, &pair, choice, options)),
+        comparison: None,
         bootstrap: options.bootstrap,
         counts,
         notes,

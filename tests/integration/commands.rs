@@ -161,7 +161,7 @@ fn eval_writes_text_json_and_a_page_that_needs_nothing_else() {
     let (rows, scored) = (path("rows.jsonl"), path("scored.jsonl"));
     let (code, _, err) = run(&["score", "--input", text_of(&rows), "--output", text_of(&scored)]);
     assert_eq!(code, 0, "{err}");
-    let (report, page) = (path("report.json"), path("report.html"));
+    let (report, page, both) = (path("report.json"), path("report.html"), path("both.json"));
     let common = ["eval", "--resamples", "50", "--input", text_of(&rows)];
     let outputs = ["--json", text_of(&report), "--html", text_of(&page), "--pair", "weak-model,strong-model"];
     let (code, from_model, err) = run(&[&common[..], &outputs[..]].concat());
@@ -176,6 +176,14 @@ fn eval_writes_text_json_and_a_page_that_needs_nothing_else() {
     assert_eq!(report["evaluation"]["counts"]["n_scored"], 60);
     assert!(report["evaluation"]["routing"]["router"]["apgr"]["value"].is_number(), "{report}");
     assert_eq!(report["provenance"]["inputs"][0]["sha256"].as_str().unwrap().len(), 64);
+    assert!(report["evaluation"]["comparison"].is_null() && !from_file.contains("Comparison"), "{report}");
+    let (code, compared, err) =
+        run(&[&common[..], &["--compare", text_of(&scored), "--json", text_of(&both)]].concat());
+    assert_eq!(code, 0, "{err}");
+    assert!(compared.contains("not told apart") && compared.contains("intent macro-F1"), "{compared}");
+    let both: Value = serde_json::from_str(&std::fs::read_to_string(&both).unwrap()).unwrap();
+    let figures = both["evaluation"]["comparison"]["figures"].as_array().unwrap();
+    assert!(figures.len() == 6 && figures.iter().all(|figure| figure["difference"]["high"] == 0.0), "{figures:?}");
     let page = std::fs::read_to_string(&page).unwrap();
     assert!(page.contains("<svg") && page.contains("</html>"));
     for reference in ["src=", "href=\"http", "url(http", "@import", "<script"] {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::compare::{self, PairedFigure, judge_both};
 use super::models::{ModelPair, OutcomeCase};
 use super::{GroupBy, n_words};
 use crate::offline::metrics::{Bootstrap, Estimate, auroc, mean, spearman};
@@ -87,6 +88,18 @@ pub(super) fn section(
         by_source: breakdown(GroupBy::Source),
         by_task: breakdown(GroupBy::Task),
         by_length: breakdown(GroupBy::Length),
+    })
+}
+
+/// The AUROC of two models' difficulty against the weak model's failures.
+pub(super) fn paired(sides: [&[OutcomeCase<'_>]; 2], pair: &ModelPair, bootstrap: &Bootstrap) -> Option<PairedFigure> {
+    let sides = judge_both(sides, |row| {
+        let judged = judge(row, Some(&pair.weak))?;
+        Some((judged.difficulty, judged.weak_fails?))
+    });
+    compare::figure("difficulty AUROC", &sides, bootstrap, |judged, rows| {
+        let (difficulty, fails): (Vec<f64>, Vec<bool>) = rows.iter().map(|row| judged[*row]).unzip();
+        auroc(&difficulty, &fails)
     })
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::compare::{self, PairedFigure, judge_both};
+use super::detail::{self, Mistake, Said, TokenBucket};
 use super::{Case, GroupBy};
 use crate::offline::metrics::calibration::N_BINS;
 use crate::offline::metrics::{
@@ -41,6 +43,10 @@ pub struct IntentSection {
     pub by_source: Vec<IntentFigures>,
     /// By words.
     pub by_length: Vec<IntentFigures>,
+    /// By word pieces read.
+    pub by_tokens: Vec<TokenBucket>,
+    /// The most confident mistakes.
+    pub worst: Vec<Mistake>,
 }
 
 /// The figures of a part of the rows.
@@ -90,6 +96,7 @@ pub(super) fn section(cases: &[Case<'_>], bootstrap: &Bootstrap) -> Option<Inten
         }
         [scratch.macro_f1()]
     });
+    let said: Vec<Said<'_>> = judged.iter().map(|row| row.said(&labels)).collect();
     Some(IntentSection {
         n: judged.len(),
         n_not_scored: labelled.len() - judged.len(),
@@ -105,7 +112,31 @@ pub(super) fn section(cases: &[Case<'_>], bootstrap: &Bootstrap) -> Option<Inten
         reliability: bins,
         by_source: breakdown(GroupBy::Source, &judged, &labels),
         by_length: breakdown(GroupBy::Length, &judged, &labels),
+        by_tokens: detail::by_tokens(&said),
+        worst: detail::worst(&said),
     })
+}
+
+/// The intent figures of two models.
+pub(super) fn paired(sides: [&[Case<'_>]; 2], bootstrap: &Bootstrap) -> Vec<PairedFigure> {
+    let labelled =
+        sides.map(|cases| cases.iter().copied().filter(|case| case.row.intent.is_some()).collect::<Vec<_>>());
+    let labels = labels(&labelled.concat());
+    let [first, second] = &labelled;
+    let sides = judge_both([first, second], |case| judge(*case, &labels));
+    let accuracy = compare::figure("intent accuracy", &sides, bootstrap, |judged, rows| {
+        mean(rows.iter().map(|row| right(&judged[*row])))
+    });
+    let macro_f1 = compare::figure("intent macro-F1", &sides, bootstrap, |judged, rows| {
+        let pairs = rows.iter().map(|row| (judged[*row].truth, judged[*row].prediction));
+        Confusion::tally(labels.clone(), pairs).macro_f1()
+    });
+    let ece = compare::figure("intent ECE", &sides, bootstrap, |judged, rows| {
+        let rows: Vec<Judged<'_>> = rows.iter().map(|row| judged[*row]).collect();
+        expected_calibration_error(&bins(&rows))
+    });
+    let ece = ece.map(|figure| PairedFigure { lower_is_better: true, ..figure });
+    [accuracy, macro_f1, ece].into_iter().flatten().collect()
 }
 
 fn breakdown(by: GroupBy, judged: &[Judged<'_>], labels: &[String]) -> Vec<IntentFigures> {
@@ -150,6 +181,16 @@ fn judge<'a>(case: Case<'a>, labels: &[String]) -> Option<Judged<'a>> {
         strict,
         brier: brier(scores.intent_probs.values().map(|p| f64::from(*p)), in_scores),
     })
+}
+
+// === impl Judged ===
+
+impl<'a> Judged<'a> {
+    fn said(&self, labels: &'a [String]) -> Said<'a> {
+        let name = |label: usize| labels.get(label).map_or("", String::as_str);
+        let (truth, prediction) = (name(self.truth), name(self.prediction));
+        Said { case: self.case, truth, prediction, confidence: self.confidence }
+    }
 }
 
 fn right(row: &Judged<'_>) -> f64 {

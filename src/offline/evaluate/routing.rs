@@ -4,6 +4,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::Serialize;
 
+use super::compare::{self, PairedFigure, judge_both};
 use super::models::{ModelPair, OutcomeCase, PairChoice};
 use super::{EvalOptions, GroupBy, n_words};
 use crate::offline::dataset::Row;
@@ -110,12 +111,8 @@ pub(super) fn section(
     choice: PairChoice,
     options: &EvalOptions,
 ) -> Option<RoutingSection> {
-    let known: Vec<&OutcomeCase<'_>> = rows
-        .iter()
-        .filter(|row| row.outcomes.contains_key(&pair.weak) && row.outcomes.contains_key(&pair.strong))
-        .collect();
-    let has_gain = |row: &&OutcomeCase<'_>| row.case.scores.is_none_or(|scores| scores.gain.is_some());
-    let score = if known.iter().all(has_gain) { RouterScore::Gain } else { RouterScore::Difficulty };
+    let known: Vec<&OutcomeCase<'_>> = rows.iter().filter(|row| knows(row, pair)).collect();
+    let score = RouterScore::of(known.iter().copied());
     let judged: Vec<Judged<'_>> = known.iter().filter_map(|row| judge(row, pair, score)).collect();
 
     let bootstrap = &options.bootstrap;
@@ -167,9 +164,26 @@ pub(super) fn section(
     })
 }
 
+/// The APGR of two models; by difficulty where only one of them has gains.
+pub(super) fn paired(sides: [&[OutcomeCase<'_>]; 2], pair: &ModelPair, bootstrap: &Bootstrap) -> Option<PairedFigure> {
+    let knows = |row: &&OutcomeCase<'_>| knows(row, pair);
+    let scores = sides.map(|rows| RouterScore::of(rows.iter().filter(knows)));
+    let score = if scores[0] == scores[1] { scores[0] } else { RouterScore::Difficulty };
+    let sides = judge_both(sides, |row| judge(row, pair, score));
+    compare::figure("APGR", &sides, bootstrap, |judged, rows| {
+        Curve::of(&resampled(judged, rows, |row| row.score))?.apgr()
+    })
+}
+
 // === impl RouterScore ===
 
 impl RouterScore {
+    /// Gain, if every row with scores has it.
+    fn of<'a>(mut rows: impl Iterator<Item = &'a OutcomeCase<'a>>) -> Self {
+        let has_gain = |row: &OutcomeCase<'_>| row.case.scores.is_none_or(|scores| scores.gain.is_some());
+        if rows.all(has_gain) { Self::Gain } else { Self::Difficulty }
+    }
+
     /// The field of the scored row.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -177,6 +191,10 @@ impl RouterScore {
             Self::Difficulty => "difficulty",
         }
     }
+}
+
+fn knows(row: &OutcomeCase<'_>, pair: &ModelPair) -> bool {
+    row.outcomes.contains_key(&pair.weak) && row.outcomes.contains_key(&pair.strong)
 }
 
 fn judge<'a>(row: &OutcomeCase<'a>, pair: &ModelPair, score: RouterScore) -> Option<Judged<'a>> {

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::compare::{self, PairedFigure, judge_both};
+use super::detail::{self, Mistake, Said, TokenBucket};
 use super::{Case, GroupBy};
 use crate::domain::{Probability, Tier, TierChoice};
 use crate::offline::metrics::calibration::N_BINS;
@@ -39,6 +41,10 @@ pub struct TierSection {
     pub by_source: Vec<TierFigures>,
     /// By words.
     pub by_length: Vec<TierFigures>,
+    /// By word pieces read.
+    pub by_tokens: Vec<TokenBucket>,
+    /// The most confident mistakes of the most probable tier.
+    pub worst: Vec<Mistake>,
 }
 
 /// The tier that the scored file chose.
@@ -105,6 +111,7 @@ pub(super) fn section(cases: &[Case<'_>], bootstrap: &Bootstrap) -> Option<TierS
     let judged: Vec<Judged<'_>> = labelled.iter().filter_map(|case| judge(*case)).collect();
     let confusion = confusion(&judged);
     let bins = bins(&judged);
+    let said: Vec<Said<'_>> = judged.iter().map(Judged::said).collect();
     Some(TierSection {
         n: judged.len(),
         n_not_scored: labelled.len() - judged.len(),
@@ -123,7 +130,25 @@ pub(super) fn section(cases: &[Case<'_>], bootstrap: &Bootstrap) -> Option<TierS
         risk: MIN_CONFIDENCES.iter().filter_map(|promise| risk(&judged, *promise)).collect(),
         by_source: breakdown(GroupBy::Source, &judged),
         by_length: breakdown(GroupBy::Length, &judged),
+        by_tokens: detail::by_tokens(&said),
+        worst: detail::worst(&said),
     })
+}
+
+/// The tier accuracy of two models.
+pub(super) fn paired(sides: [&[Case<'_>]; 2], bootstrap: &Bootstrap) -> Option<PairedFigure> {
+    let sides = judge_both(sides, |case| judge(*case));
+    compare::figure("tier accuracy", &sides, bootstrap, |judged, rows| {
+        mean(rows.iter().map(|row| f64::from(u8::from(judged[*row].top == judged[*row].truth))))
+    })
+}
+
+// === impl Judged ===
+
+impl<'a> Judged<'a> {
+    fn said(&self) -> Said<'a> {
+        Said { case: self.case, truth: self.truth.as_str(), prediction: self.top.as_str(), confidence: self.confidence }
+    }
 }
 
 fn judge(case: Case<'_>) -> Option<Judged<'_>> {

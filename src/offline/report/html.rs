@@ -51,7 +51,7 @@ fn section(section: &Section, evaluation: &Evaluation) -> Result<String, ReportE
     let matrix = match section.kind {
         Kind::Intent => evaluation.intent.as_ref().map(|intent| &intent.confusion),
         Kind::Tier => evaluation.tier.as_ref().map(|tier| &tier.confusion),
-        Kind::Rows | Kind::Difficulty | Kind::Routing => None,
+        Kind::Rows | Kind::Difficulty | Kind::Routing | Kind::Comparison => None,
     };
     for shown in section.tables.iter().filter(|table| !table.rows.is_empty()) {
         // Only a matrix has no name above its first column.
@@ -75,7 +75,7 @@ fn figures(kind: Kind, evaluation: &Evaluation) -> Result<String, ReportError> {
         Ok(plot_figure(&format!("Reliability diagram, {what}"), &plot::reliability(bins)?, &caption, &[]))
     };
     match kind {
-        Kind::Rows | Kind::Difficulty => Ok(String::new()),
+        Kind::Rows | Kind::Difficulty | Kind::Comparison => Ok(String::new()),
         Kind::Intent => {
             let Some(intent) = &evaluation.intent else { return Ok(String::new()) };
             reliability("intent", &intent.reliability, intent.ece)

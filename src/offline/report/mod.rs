@@ -30,6 +30,9 @@ pub struct Provenance {
     pub inputs: Vec<FileRef>,
     /// The model that scored them, where known.
     pub model: Option<ModelRef>,
+    /// The model it was compared with, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared: Option<ModelRef>,
     /// The command line.
     pub command: String,
     /// When, as the caller writes dates.
@@ -169,6 +172,7 @@ pub(crate) mod tests {
         Provenance {
             inputs: vec![FileRef { name: "rows & more.jsonl".into(), sha256: "ab".repeat(32) }],
             model: Some(ModelRef { name: "default".into(), version: "1".into(), sha256: "cd".repeat(32) }),
+            compared: None,
             command: "pointsman eval --input \"rows & more.jsonl\"".into(),
             date: "2030-01-02".into(),
         }

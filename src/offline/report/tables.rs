@@ -2,8 +2,8 @@
 
 use crate::domain::Tier;
 use crate::offline::evaluate::{
-    Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection, PairChoice, RouterFigures,
-    RoutingGroup, RoutingSection, TierFigures, TierSection,
+    Comparison, Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection, PairChoice,
+    RouterFigures, RoutingGroup, RoutingSection, TierFigures, TierSection,
 };
 use crate::offline::metrics::{ClassScores, Confusion, Estimate};
 
@@ -25,6 +25,7 @@ pub(super) enum Kind {
     Tier,
     Difficulty,
     Routing,
+    Comparison,
 }
 
 /// A table whose first column names its rows and whose other columns are numbers.
@@ -45,6 +46,7 @@ pub(super) fn sections(evaluation: &Evaluation) -> Vec<Section> {
     sections.extend(evaluation.tier.as_ref().map(tier));
     sections.extend(evaluation.difficulty.as_ref().map(difficulty));
     sections.extend(evaluation.routing.as_ref().map(routing));
+    sections.extend(evaluation.comparison.as_ref().map(comparison));
     sections
 }
 
@@ -285,6 +287,41 @@ fn routing(section: &RoutingSection) -> Section {
             Table::new("Routing by task", &header, section.by_task.iter().map(group).collect()),
             Table::new("Routing by length", &header, section.by_length.iter().map(group).collect()),
         ],
+    }
+}
+
+/// The difference of two models.
+pub(super) fn comparison(comparison: &Comparison) -> Section {
+    let Comparison { first, second, n, n_only_first, n_only_second, figures } = comparison;
+    let rows = figures.iter().map(|paired| {
+        let better = paired.better().map_or("not told apart", |better| [first.as_str(), second.as_str()][better]);
+        let Estimate { value, low, high } = paired.difference;
+        vec![
+            paired.name.to_owned(),
+            paired.n.to_string(),
+            figure(paired.first),
+            figure(paired.second),
+            format!("{value:+.3} [{low:+.3}, {high:+.3}]"),
+            better.to_owned(),
+        ]
+    });
+    Section {
+        kind: Kind::Comparison,
+        title: "Comparison",
+        notes: vec![
+            format!(
+                "{first} against {second} on {n} rows that both scored; {n_only_first} rows were scored by the first \
+                 only, {n_only_second} by the second only."
+            ),
+            "A difference is the first model's figure less the second's; brackets hold its 95 % interval by the paired \
+             bootstrap. A model is called better where the interval excludes 0; of ECE, less is better."
+                .to_owned(),
+        ],
+        tables: vec![Table::new(
+            "Figures of both models",
+            &["figure", "rows", first, second, "difference", "better"],
+            rows.collect(),
+        )],
     }
 }
 
