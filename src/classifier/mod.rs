@@ -121,6 +121,11 @@ impl Classifier {
         &self.reference
     }
 
+    /// What it was made of and by.
+    pub fn manifest(&self) -> &ClassifierManifest {
+        &self.manifest
+    }
+
     /// Where it was loaded from.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -9,9 +9,10 @@ use clap::ValueEnum;
 use super::ModelArgs;
 use crate::domain::Probability;
 use crate::offline::dataset::{Row, read_rows};
-use crate::offline::evaluate::{self, Compared, EvalOptions, ModelPair, models::canonical_name};
+use crate::offline::evaluate::{self, Compared, EvalOptions, Evaluation, ModelPair, models::canonical_name};
 use crate::offline::metrics::Bootstrap;
-use crate::offline::report::{self, FileRef, ModelRef, Provenance};
+use crate::offline::register::Register;
+use crate::offline::report::{self, DataCard, FileRef, ModelPage, ModelRef, Provenance};
 use crate::offline::score::score_texts;
 use crate::offline::scored::{ScoredRow, read_scored};
 use crate::offline::split::Split;
@@ -46,9 +47,12 @@ pub(super) struct Args {
     /// Also write the report as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Also write the report as a self-contained HTML page.
+    /// Also write the report as a self-contained HTML page. It quotes the prompts that were judged most wrongly.
     #[arg(long)]
     html: Option<PathBuf>,
+    /// Register of sources (training-data/sources.toml), whose licences the page's data card then states.
+    #[arg(long, requires = "html")]
+    sources: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -60,6 +64,7 @@ struct Scored {
     rows: Vec<ScoredRow>,
     /// The model, where it scored the rows just now.
     model: Option<ModelRef>,
+    card: Option<DataCard>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -97,13 +102,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if rows.is_empty() {
         bail!("no row is left to evaluate");
     }
-    let evaluated = match &args.scored {
+    let register = args.sources.as_deref().map(read_register).transpose()?;
+    let mut evaluated = match &args.scored {
         Some(path) => Scored::read(path)?,
-        None => Scored::now(&rows, &args.model)?,
+        None => Scored::now(&rows, &args.model, register.as_ref())?,
     };
-    let compared = match (&args.compare, &args.against) {
+    let mut compared = match (&args.compare, &args.against) {
         (Some(path), _) => Some(Scored::read(path)?),
-        (None, Some(name)) => Some(Scored::now(&rows, &ModelArgs { model: name.clone(), ..args.model.clone() })?),
+        (None, Some(name)) => {
+            Some(Scored::now(&rows, &ModelArgs { model: name.clone(), ..args.model.clone() }, register.as_ref())?)
+        }
         (None, None) => None,
     };
     let options = EvalOptions {
@@ -112,19 +120,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ..EvalOptions::default()
     };
     let mut evaluation = evaluate::run(&rows, &evaluated.rows, &options);
-    evaluation.comparison = compared.as_ref().map(|other| {
-        let [first, second] = names(&evaluated, other);
-        let first = Compared { name: &first, scored: &evaluated.rows };
-        evaluate::compare::run(&rows, first, Compared { name: &second, scored: &other.rows }, &options)
-    });
+    if let Some(other) = &mut compared {
+        tell_apart(&mut evaluated, other);
+        evaluation.comparison = Some(evaluate::compare::run(&rows, evaluated.named(), other.named(), &options));
+    }
     super::print_line(&report::text(&evaluation));
 
     if args.json.is_some() || args.html.is_some() {
         let files = args.input.iter().chain(&args.scored).chain(&args.compare).filter(|path| path.is_file());
         let provenance = Provenance {
             inputs: files.map(|path| FileRef::of(path)).collect::<Result<_, _>>()?,
-            model: evaluated.model,
-            compared: compared.and_then(|other| other.model),
+            model: evaluated.model.clone(),
+            compared: compared.as_ref().and_then(|other| other.model.clone()),
             command: super::command_line(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
         };
@@ -132,29 +139,40 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             write(path, &report::json(&evaluation, &provenance)?)?;
         }
         if let Some(path) = &args.html {
-            write(path, &report::html(&evaluation, &provenance)?)?;
+            let others = compared.as_ref().map(|other| evaluate::run(&rows, &other.rows, &options));
+            let mut pages = vec![evaluated.page(&evaluation)];
+            pages.extend(compared.iter().zip(&others).map(|(other, evaluation)| other.page(evaluation)));
+            write(path, &report::html(&pages, &provenance)?)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What to call two models: their names, told apart where they are the same.
-fn names(first: &Scored, second: &Scored) -> [String; 2] {
+/// Gives two models of one name different ones.
+fn tell_apart(first: &mut Scored, second: &mut Scored) {
     if first.name == second.name {
-        return [format!("{} (first)", first.name), format!("{} (second)", second.name)];
+        first.name.push_str(" (first)");
+        second.name.push_str(" (second)");
     }
-    [first.name.clone(), second.name.clone()]
 }
 
 // === impl Scored ===
 
 impl Scored {
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, rows: read_scored(path)?, model: None })
+    fn named(&self) -> Compared<'_> {
+        Compared { name: &self.name, scored: &self.rows }
     }
 
-    fn now(rows: &[Row], model: &ModelArgs) -> anyhow::Result<Self> {
+    fn page<'a>(&'a self, evaluation: &'a Evaluation) -> ModelPage<'a> {
+        ModelPage { name: &self.name, evaluation, card: self.card.as_ref() }
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Ok(Self { name, rows: read_scored(path)?, model: None, card: None })
+    }
+
+    fn now(rows: &[Row], model: &ModelArgs, register: Option<&Register>) -> anyhow::Result<Self> {
         let classifier = model.load()?;
         let texts: Vec<(&str, &str)> = rows.iter().map(|row| (row.id.as_str(), row.text.as_str())).collect();
         let bar = super::scoring_bar(texts.len())?;
@@ -162,8 +180,18 @@ impl Scored {
         let rows = score_texts(&classifier, &texts, min_confidence, &|done| bar.set_position(done));
         bar.finish_and_clear();
         let model = ModelRef::of(&classifier);
-        Ok(Self { name: format!("{} {}", model.name, model.version), rows, model: Some(model) })
+        Ok(Self {
+            name: format!("{} {}", model.name, model.version),
+            rows,
+            model: Some(model),
+            card: Some(DataCard::of(&classifier, register)),
+        })
     }
+}
+
+fn read_register(path: &Path) -> anyhow::Result<Register> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Register::parse(&text).with_context(|| format!("{} is no register of sources", path.display()))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

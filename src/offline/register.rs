@@ -98,6 +98,13 @@ impl Register {
     pub fn by_sha256(&self, sha256: &str) -> Option<&Source> {
         self.sources.iter().find(|source| source.sha256 == sha256)
     }
+
+    /// The source whose rows have ids that begin like this: its name begins so too, underscores and case aside.
+    pub fn by_row_source(&self, row_source: &str) -> Option<&Source> {
+        let plain = |name: &str| name.replace('_', "").to_lowercase();
+        let wanted = plain(row_source);
+        self.sources.iter().find(|source| plain(&source.name).starts_with(&wanted))
+    }
 }
 
 #[cfg(test)]

@@ -2,50 +2,90 @@
 
 use plotters::style::RGBColor;
 
+use super::card::DataCard;
 use super::plot::{self, Series};
-use super::tables::{Kind, Section, Table, figure, sections};
-use super::{Provenance, ReportError};
-use crate::offline::evaluate::Evaluation;
+use super::tables::{Kind, Section, Table, comparison, figure, mistakes, percent, sections};
+use super::{ModelRef, Provenance, ReportError};
+use crate::offline::evaluate::{Evaluation, Mistake, TokenBucket};
 use crate::offline::metrics::{Confusion, ReliabilityBin};
 
 /// The style sheet; the attribute selectors give the plots' placeholder colours their meaning in both schemes.
 const STYLE: &str = include_str!("report.css");
 
-/// The evaluation, plotted, with where it comes from.
+/// What a report tells of one model.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelPage<'a> {
+    /// What to call it.
+    pub name: &'a str,
+    /// Its figures.
+    pub evaluation: &'a Evaluation,
+    /// What it was made of, where known.
+    pub card: Option<&'a DataCard>,
+}
+
+/// Where the figures come from, the comparison of the models where there is one, and a page for each of them.
 ///
 /// # Errors
 /// When a plot cannot be drawn.
-pub fn html(evaluation: &Evaluation, provenance: &Provenance) -> Result<String, ReportError> {
+pub fn html(pages: &[ModelPage<'_>], provenance: &Provenance) -> Result<String, ReportError> {
+    let names: Vec<&str> = pages.iter().map(|page| page.name).collect();
+    let title = escape(&format!("Evaluation of {}", names.join(" and ")));
     let mut body = provenance_table(provenance);
-    for shown in &sections(evaluation) {
-        body.push_str(&section(shown, evaluation)?);
+    if pages.len() > 1 {
+        body.push_str(&contents(&names));
     }
-    let model = provenance.model.as_ref().map_or("unknown model", |model| &model.name);
+    for page in pages {
+        if let Some(compared) = &page.evaluation.comparison {
+            body.push_str(&section(&comparison(compared), page.evaluation)?);
+        }
+    }
+    for (index, page) in pages.iter().enumerate() {
+        body.push_str(&model_page(index, page)?);
+    }
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>Evaluation of {model}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
-         <h1>Evaluation of {model}</h1>\n{body}</body>\n</html>\n",
-        model = escape(model),
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
+         <h1>{title}</h1>\n{body}</body>\n</html>\n"
     ))
+}
+
+fn contents(names: &[&str]) -> String {
+    let links = names.iter().enumerate();
+    let links = concat(links.map(|(i, name)| format!("<li><a href=\"#model-{i}\">{}</a></li>\n", escape(name))));
+    format!("<nav><ul>\n{links}</ul></nav>\n")
+}
+
+fn model_page(index: usize, page: &ModelPage<'_>) -> Result<String, ReportError> {
+    let mut out = format!("<article id=\"model-{index}\">\n<h2>{}</h2>\n", escape(page.name));
+    out.push_str(&page.card.map_or_else(String::new, DataCard::html));
+    for shown in sections(page.evaluation).iter().filter(|section| section.kind != Kind::Comparison) {
+        out.push_str(&section(shown, page.evaluation)?);
+    }
+    out.push_str("</article>\n");
+    Ok(out)
 }
 
 fn provenance_table(provenance: &Provenance) -> String {
     let mut rows = vec![("date", escape(&provenance.date)), ("command", code(&provenance.command))];
-    if let Some(model) = &provenance.model {
-        rows.push(("model", format!("{} {}", escape(&model.name), escape(&model.version))));
-        rows.push(("manifest sha256", code(&model.sha256)));
+    for ModelRef { name, version, sha256 } in provenance.model.iter().chain(&provenance.compared) {
+        rows.push(("model", format!("{}<br>manifest sha256 {}", escape(&format!("{name} {version}")), code(sha256))));
     }
     for input in &provenance.inputs {
         rows.push(("input", format!("{}<br>sha256 {}", escape(&input.name), code(&input.sha256))));
     }
+    facts(&rows)
+}
+
+/// A table of names and values; values are markup.
+pub(super) fn facts(rows: &[(&str, String)]) -> String {
     let rows = concat(rows.iter().map(|(name, value)| format!("<tr><th>{name}</th><td>{value}</td></tr>\n")));
     format!("<table class=\"facts\">\n{rows}</table>\n")
 }
 
 fn section(section: &Section, evaluation: &Evaluation) -> Result<String, ReportError> {
-    let mut out = format!("<section>\n<h2>{}</h2>\n", escape(section.title));
+    let mut out = format!("<section>\n<h3>{}</h3>\n", escape(section.title));
     out.push_str(&concat(section.notes.iter().map(|note| format!("<p>{}</p>\n", escape(note)))));
     out.push_str(&figures(section.kind, evaluation)?);
     let matrix = match section.kind {
@@ -60,8 +100,48 @@ fn section(section: &Section, evaluation: &Evaluation) -> Result<String, ReportE
             None => out.push_str(&table(shown)),
         }
     }
+    let (by_tokens, worst) = match section.kind {
+        Kind::Intent => evaluation.intent.as_ref().map(|intent| (&intent.by_tokens, &intent.worst)),
+        Kind::Tier => evaluation.tier.as_ref().map(|tier| (&tier.by_tokens, &tier.worst)),
+        Kind::Rows | Kind::Difficulty | Kind::Routing | Kind::Comparison => None,
+    }
+    .unzip();
+    out.push_str(&by_tokens.map_or_else(|| Ok(String::new()), |buckets| honesty_by_length(section.title, buckets))?);
+    out.push_str(&worst.map_or_else(String::new, |worst| worst_mistakes(section.title, worst)));
     out.push_str("</section>\n");
     Ok(out)
+}
+
+/// A small reliability diagram for each length of input, side by side where the screen is wide enough.
+fn honesty_by_length(head: &str, buckets: &[TokenBucket]) -> Result<String, ReportError> {
+    let mut figures = Vec::new();
+    for bucket in buckets {
+        let svg = name_svg(
+            &plot::reliability(&bucket.reliability, plot::SMALL)?,
+            &format!("Reliability diagram, {head}, {}", bucket.group),
+        );
+        let caption = format!(
+            "{}: {} rows, {} right, expected calibration error {}",
+            bucket.group,
+            bucket.n,
+            percent(bucket.accuracy),
+            figure(bucket.ece)
+        );
+        figures.push(format!("<figure class=\"small\">\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>\n"));
+    }
+    Ok(format!(
+        "<h4>{}: reliability by length of input</h4>\n<div class=\"multiples\">\n{}</div>\n",
+        escape(head),
+        figures.concat()
+    ))
+}
+
+fn worst_mistakes(head: &str, worst: &[Mistake]) -> String {
+    if worst.is_empty() {
+        return String::new();
+    }
+    let shown = table(&mistakes(&format!("{head}: the {} most confident mistakes", worst.len()), worst));
+    shown.replacen("<table>", "<table class=\"mistakes\">", 1)
 }
 
 fn figures(kind: Kind, evaluation: &Evaluation) -> Result<String, ReportError> {
@@ -72,7 +152,7 @@ fn figures(kind: Kind, evaluation: &Evaluation) -> Result<String, ReportError> {
             bins.len(),
             figure(ece)
         );
-        Ok(plot_figure(&format!("Reliability diagram, {what}"), &plot::reliability(bins)?, &caption, &[]))
+        Ok(plot_figure(&format!("Reliability diagram, {what}"), &plot::reliability(bins, plot::SQUARE)?, &caption, &[]))
     };
     match kind {
         Kind::Rows | Kind::Difficulty | Kind::Comparison => Ok(String::new()),
@@ -94,7 +174,7 @@ fn figures(kind: Kind, evaluation: &Evaluation) -> Result<String, ReportError> {
 }
 
 fn plot_figure(title: &str, svg: &str, caption: &str, legend: &[Series]) -> String {
-    let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(title)), 1);
+    let svg = name_svg(svg, title);
     let legend = concat(legend.iter().map(|series| {
         let RGBColor(r, g, b) = series.colour;
         format!(
@@ -107,7 +187,12 @@ fn plot_figure(title: &str, svg: &str, caption: &str, legend: &[Series]) -> Stri
     format!("<figure>\n{svg}\n{legend}<figcaption>{}</figcaption>\n</figure>\n", escape(caption))
 }
 
-fn table(table: &Table) -> String {
+/// Tells readers that cannot see the plot what it is.
+fn name_svg(svg: &str, title: &str) -> String {
+    svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(title)), 1)
+}
+
+pub(super) fn table(table: &Table) -> String {
     let header = concat(table.header.iter().map(|name| format!("<th scope=\"col\">{}</th>", escape(name))));
     let rows = concat(table.rows.iter().map(|row| {
         let cells = concat(row.iter().enumerate().map(|(column, cell)| match column {
@@ -148,12 +233,12 @@ fn concat(parts: impl Iterator<Item = String>) -> String {
     parts.collect::<Vec<_>>().concat()
 }
 
-fn code(text: &str) -> String {
+pub(super) fn code(text: &str) -> String {
     format!("<code>{}</code>", escape(text))
 }
 
 /// Text as it may stand in an element or a quoted attribute.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -172,12 +257,17 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::card::tests::card;
     use super::super::tests::{full_evaluation, provenance};
     use super::*;
 
+    fn page_of_one() -> String {
+        html(&[ModelPage { name: "default", evaluation: &full_evaluation(), card: None }], &provenance()).unwrap()
+    }
+
     #[test]
     fn the_page_needs_nothing_else() {
-        let page = html(&full_evaluation(), &provenance()).unwrap();
+        let page = page_of_one();
         for forbidden in ["<script", "<link", "<img", "@import", "url(", "NaN"] {
             assert!(!page.contains(forbidden), "{forbidden}");
         }
@@ -189,8 +279,30 @@ mod tests {
     }
 
     #[test]
+    fn each_model_has_a_page_of_its_own() {
+        let evaluation = full_evaluation();
+        let card = card(true);
+        let first = ModelPage { name: "new", evaluation: &evaluation, card: Some(&card) };
+        let page = html(&[first, ModelPage { name: "old", card: None, ..first }], &provenance()).unwrap();
+        for part in ["Evaluation of new and old", "href=\"#model-1\"", "<article id=\"model-1\">\n<h2>old</h2>"] {
+            assert_eq!(page.matches(part).count(), if part.starts_with("Eval") { 2 } else { 1 }, "{part}");
+        }
+        assert_eq!(page.matches("<h3>Data card</h3>").count(), 1);
+        assert!(!page_of_one().contains("<nav>"));
+    }
+
+    #[test]
+    fn heads_are_shown_by_length_and_with_their_mistakes() {
+        let page = page_of_one();
+        assert_eq!(page.matches("<figure class=\"small\">").count(), 2, "all inputs are of one length");
+        assert_eq!(page.matches("up to 16 tokens: 118 rows").count(), 2);
+        assert_eq!(page.matches("<table class=\"mistakes\">").count(), 2);
+        assert!(page.contains("Intent: the 20 most confident mistakes"));
+    }
+
+    #[test]
     fn text_from_files_cannot_become_markup() {
-        let page = html(&full_evaluation(), &provenance()).unwrap();
+        let page = page_of_one();
         assert!(page.contains("a&lt;b&gt;") && !page.contains("a<b>"));
         assert!(page.contains("text is &lt;empty&gt;"));
         assert!(page.contains("rows &amp; more.jsonl"));

@@ -3,6 +3,7 @@
 //!
 //! Text and HTML show the same tables ([`tables`]); HTML adds plots and where the figures come from.
 
+mod card;
 mod html;
 mod plot;
 mod robustness;
@@ -15,7 +16,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-pub use html::html;
+pub use card::DataCard;
+pub use html::{ModelPage, html};
 pub use robustness::text as robustness_text;
 pub use text::text;
 

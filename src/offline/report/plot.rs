@@ -39,7 +39,10 @@ pub(super) const PALETTE: [RGBColor; 7] = [
 ];
 
 const SIZE: (u32, u32) = (640, 420);
-const SQUARE: (u32, u32) = (420, 420);
+/// A plot that stands alone.
+pub(super) const SQUARE: (u32, u32) = (420, 420);
+/// A plot that stands beside others of its kind.
+pub(super) const SMALL: (u32, u32) = (280, 270);
 const FONT_PX: u32 = 15;
 
 /// Half of the last tick's label hangs over the axis.
@@ -78,10 +81,10 @@ pub(super) fn cost_quality(section: &RoutingSection) -> Result<(String, Vec<Seri
 }
 
 /// Accuracy over confidence: bars where rows are, a dot at each bin's mean confidence, the diagonal for comparison.
-pub(super) fn reliability(bins: &[ReliabilityBin]) -> Result<String, ReportError> {
+pub(super) fn reliability(bins: &[ReliabilityBin], size: (u32, u32)) -> Result<String, ReportError> {
     let occupied: Vec<&ReliabilityBin> = bins.iter().filter(|bin| bin.n > 0).collect();
     let most = occupied.iter().map(|bin| bin.n).max().unwrap_or(1) as f64;
-    draw("reliability diagram", SQUARE, (0.0..1.0, 0.0..1.0), ("confidence", "share right"), |chart| {
+    draw("reliability diagram", size, (0.0..1.0, 0.0..1.0), ("confidence", "share right"), |chart| {
         chart.draw_series(occupied.iter().map(|bin| {
             // Fuller bars hold more rows; the square root keeps thin bins visible.
             let weight = 0.15 + 0.6 * (bin.n as f64 / most).sqrt();
@@ -120,13 +123,14 @@ fn draw_on(
         .x_label_area_size(44)
         .y_label_area_size(68)
         .build_cartesian_2d(x, y)?;
+    let n_labels = if size.0 < SQUARE.0 { 3 } else { 6 };
     let percent = |value: &f64| format!("{:.0} %", value * 100.0);
     chart
         .configure_mesh()
         .x_desc(x_name)
         .y_desc(y_name)
-        .x_labels(6)
-        .y_labels(6)
+        .x_labels(n_labels)
+        .y_labels(n_labels)
         .x_label_formatter(&percent)
         .y_label_formatter(&percent)
         .label_style(("sans-serif", FONT_PX).into_font().color(&INK))
@@ -152,7 +156,7 @@ mod tests {
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
         assert_eq!(legend[0].name, "router");
         assert_eq!(legend.len(), 7, "drawn random routers have no curve");
-        assert!(reliability(&evaluation.intent.unwrap().reliability).unwrap().contains("<circle"));
-        assert!(reliability(&[]).unwrap().starts_with("<svg"));
+        assert!(reliability(&evaluation.intent.unwrap().reliability, SQUARE).unwrap().contains("<circle"));
+        assert!(reliability(&[], SMALL).unwrap().starts_with("<svg"));
     }
 }

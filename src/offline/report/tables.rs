@@ -2,8 +2,8 @@
 
 use crate::domain::Tier;
 use crate::offline::evaluate::{
-    Comparison, Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection, PairChoice,
-    RouterFigures, RoutingGroup, RoutingSection, TierFigures, TierSection,
+    Comparison, Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection, Mistake,
+    PairChoice, RouterFigures, RoutingGroup, RoutingSection, TierFigures, TierSection, TokenBucket,
 };
 use crate::offline::metrics::{ClassScores, Confusion, Estimate};
 
@@ -130,6 +130,7 @@ fn intent(section: &IntentSection) -> Section {
             confusion("Intent confusion (rows: truth; columns: prediction)", &section.confusion),
             Table::new("Intent by source", &header, section.by_source.iter().map(group).collect()),
             Table::new("Intent by length", &header, section.by_length.iter().map(group).collect()),
+            tokens("Intent by length of input", &section.by_tokens),
         ],
     }
 }
@@ -191,6 +192,7 @@ fn tier(section: &TierSection) -> Section {
             confusion("Tier confusion (rows: truth; columns: prediction)", &section.confusion),
             Table::new("Tier by source", &header, section.by_source.iter().map(group).collect()),
             Table::new("Tier by length", &header, section.by_length.iter().map(group).collect()),
+            tokens("Tier by length of input", &section.by_tokens),
         ],
     }
 }
@@ -288,6 +290,27 @@ fn routing(section: &RoutingSection) -> Section {
             Table::new("Routing by length", &header, section.by_length.iter().map(group).collect()),
         ],
     }
+}
+
+fn tokens(title: &str, buckets: &[TokenBucket]) -> Table {
+    let rows = buckets.iter().map(|bucket| {
+        vec![bucket.group.to_owned(), bucket.n.to_string(), percent(bucket.accuracy), figure(bucket.ece)]
+    });
+    Table::new(title, &["group", "n", "accuracy", "ECE"], rows.collect())
+}
+
+/// Wrong verdicts with the texts: for the page only, a terminal is too narrow.
+pub(super) fn mistakes(title: &str, mistakes: &[Mistake]) -> Table {
+    let rows = mistakes.iter().map(|mistake| {
+        vec![
+            percent(mistake.confidence),
+            mistake.prediction.clone(),
+            mistake.truth.clone(),
+            mistake.text.clone(),
+            mistake.id.clone(),
+        ]
+    });
+    Table::new(title, &["confidence", "said", "right", "text", "row"], rows.collect())
 }
 
 /// The difference of two models.
