@@ -6,6 +6,7 @@ pub mod dataset;
 pub mod evaluate;
 pub mod import;
 pub mod metrics;
+pub mod perturb;
 pub mod register;
 pub mod report;
 pub mod score;
