@@ -68,7 +68,7 @@ pub struct ClassifierManifest {
     pub calibration: BTreeMap<String, CalibrationFigures>,
     /// How it was made.
     pub training: TrainingRecord,
-    /// `heads.safetensors`.
+    /// `heads.safetensors`, and `encoder-changes.safetensors` where the encoder was tuned.
     pub files: BTreeMap<String, FileEntry>,
 }
 

@@ -11,7 +11,7 @@ use ndarray::Array2;
 
 use crate::artifact::{self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest};
 use crate::domain::{Classification, ClassifierRef};
-use crate::encoder::{Encoder, EncoderError, Tokens};
+use crate::encoder::{CHANGES, Encoder, EncoderError, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
 use crate::text::{Prepared, features, ngrams};
 
@@ -92,12 +92,11 @@ impl Classifier {
         if artifact.manifest.features != features::LAYOUT {
             return Err(LoadError::WrongFeatures { expected: artifact.manifest.features.clone() });
         }
-        let encoder = load_encoder(
-            &needed.name,
-            &encoder_roots(&artifact.dir, &options.roots),
-            options.max_tokens.unwrap_or(needed.max_tokens),
-            &options.device,
-        )?;
+        let base = Artifact::<EncoderManifest>::load(&needed.name, &encoder_roots(&artifact.dir, &options.roots))?;
+        let tuned = artifact.manifest.files.contains_key(CHANGES);
+        let changes = if tuned { Some(artifact.file(CHANGES)?) } else { None };
+        let max_tokens = options.max_tokens.unwrap_or(needed.max_tokens);
+        let encoder = Encoder::load(&base, changes, max_tokens, &options.device)?;
         if encoder.weights_sha256() != needed.weights_sha256 {
             return Err(LoadError::WrongEncoder {
                 name: needed.name.clone(),
@@ -214,7 +213,7 @@ impl Input {
     }
 }
 
-/// Loads an encoder by name or directory.
+/// Loads an untuned encoder by name or directory.
 ///
 /// # Errors
 /// Says which file, hash or shape is wrong.
@@ -225,7 +224,7 @@ pub fn load_encoder(
     device: &Device,
 ) -> Result<Encoder, EncoderError> {
     let artifact = Artifact::<EncoderManifest>::load(name, roots)?;
-    Encoder::load(&artifact, max_tokens, device)
+    Encoder::load(&artifact, None, max_tokens, device)
 }
 
 /// Embeddings of a batch, `[inputs, hidden]`, in input order.
