@@ -91,9 +91,7 @@ fn split(qkv: &Tensor, run: Run, start: usize, n_heads: usize) -> Result<Inputs>
         .narrow(0, start, run.n_sequences * run.length)?
         .reshape((run.n_sequences, run.length, 3, n_heads, head_size))?
         .permute((2, 0, 3, 1, 4))?;
-    let part = |index: usize| {
-        parts.i(index)?.contiguous()?.reshape((run.n_sequences * n_heads, run.length, head_size))
-    };
+    let part = |index: usize| parts.i(index)?.contiguous()?.reshape((run.n_sequences * n_heads, run.length, head_size));
     Ok(Inputs { q: part(0)?, k: part(1)?, v: part(2)? })
 }
 

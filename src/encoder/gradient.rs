@@ -3,7 +3,9 @@
 //! Each operation here computes its result with the passes of [`super::ops`], outside candle's graph, and gives
 //! candle a closure for the way back. CPU only: other devices use candle's own operations, which have gradients.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Storage, Tensor, bail,
+};
 use rayon::prelude::*;
 
 use super::ops::{AddBias, AddBiasGelu, AddNorm, for_each_row, gelu_slope, moments, read, write};

@@ -54,7 +54,8 @@ impl Checkpoint {
     pub(super) fn save(&self, optimizer: &AdamW, progress: &Progress) -> Result<(), TrainError> {
         let (moments, n_steps) = optimizer.state();
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
-        for (index, ((parameter, best), moments)) in optimizer.parameters().zip(&progress.best).zip(moments).enumerate() {
+        for (index, ((parameter, best), moments)) in optimizer.parameters().zip(&progress.best).zip(moments).enumerate()
+        {
             tensors.insert(format!("{index}.now"), parameter.as_tensor().to_device(&Device::Cpu)?);
             tensors.insert(format!("{index}.best"), best.to_device(&Device::Cpu)?);
             for (name, moment) in ["first", "second"].into_iter().zip(moments) {

@@ -3,8 +3,10 @@
 //! candle's own keeps its moments to itself, so a run could not resume; and it neither clips gradients nor gives the
 //! encoder a smaller step than the heads.
 
+use std::sync::Mutex;
+
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 /// Parameters that share a learning rate and a weight decay.
@@ -24,6 +26,18 @@ pub(super) struct AdamW {
     /// First and second moments of each parameter, in order of the groups.
     moments: Vec<[Vec<f32>; 2]>,
     n_steps: u32,
+}
+
+/// One step of one parameter, in place.
+struct Step<'a> {
+    /// Locked once a step: the operation is shared by contract, not by use.
+    moments: Mutex<&'a mut [Vec<f32>; 2]>,
+    /// What gradients are multiplied by.
+    shrink: f32,
+    /// What is left of a value by weight decay.
+    keep: f32,
+    rate: f32,
+    corrections: [f32; 2],
 }
 
 const BETAS: [f32; 2] = [0.9, 0.999];
@@ -68,23 +82,45 @@ impl AdamW {
         let mut moments = self.moments.iter_mut();
         for (group, factor) in self.groups.iter().zip(factors) {
             let rate = (group.learning_rate * factor) as f32;
-            for (parameter, [first, second]) in group.parameters.iter().zip(&mut moments) {
+            for (parameter, moments) in group.parameters.iter().zip(&mut moments) {
                 let Some(grad) = grads.get(parameter) else { continue };
                 let matrix = parameter.rank() == 2 && parameter.dim(0)? >= LEAST_MATRIX_ROWS;
                 let keep = if matrix { 1.0 - rate * group.weight_decay as f32 } else { 1.0 };
-                let grad = grad.flatten_all()?.to_vec1::<f32>()?;
-                let mut values = parameter.flatten_all()?.to_vec1::<f32>()?;
-                let state = first.par_iter_mut().zip(second.par_iter_mut());
-                values.par_iter_mut().zip(grad).zip(state).with_min_len(4_096).for_each(|((value, grad), (m, v))| {
-                    let grad = grad * shrink;
-                    *m = BETAS[0] * *m + (1.0 - BETAS[0]) * grad;
-                    *v = BETAS[1] * *v + (1.0 - BETAS[1]) * grad * grad;
-                    let direction = (*m / corrections[0]) / ((*v / corrections[1]).sqrt() + EPS);
-                    *value = *value * keep - rate * direction;
-                });
-                parameter.set(&Tensor::from_vec(values, parameter.shape(), parameter.device())?)?;
+                let step = Step { moments: Mutex::new(moments), shrink, keep, rate, corrections };
+                if parameter.device().is_cpu() {
+                    parameter.inplace_op2(&grad.contiguous()?, &step)?;
+                } else {
+                    let values = parameter.to_device(&Device::Cpu)?;
+                    values.inplace_op2(&grad.to_device(&Device::Cpu)?.contiguous()?, &step)?;
+                    parameter.set(&values.to_device(parameter.device())?)?;
+                }
             }
         }
+        Ok(())
+    }
+}
+
+impl InplaceOp2 for Step<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, values: &mut CpuStorage, values_l: &Layout, grad: &CpuStorage, grad_l: &Layout) -> Result<()> {
+        let (Some((start, end)), CpuStorage::F32(values)) = (values_l.contiguous_offsets(), values) else {
+            bail!("a parameter is not contiguous f32")
+        };
+        let Some((from, to)) = grad_l.contiguous_offsets() else { bail!("a gradient is not contiguous") };
+        let (values, grad) = (&mut values[start..end], &grad.as_slice::<f32>()?[from..to]);
+        let mut moments = self.moments.lock().map_err(|_| candle_core::Error::msg("a step before panicked"))?;
+        let [first, second] = &mut **moments;
+        let state = first.par_iter_mut().zip(second.par_iter_mut());
+        values.par_iter_mut().zip(grad).zip(state).with_min_len(16_384).for_each(|((value, grad), (m, v))| {
+            let grad = grad * self.shrink;
+            *m = BETAS[0] * *m + (1.0 - BETAS[0]) * grad;
+            *v = BETAS[1] * *v + (1.0 - BETAS[1]) * grad * grad;
+            let direction = (*m / self.corrections[0]) / ((*v / self.corrections[1]).sqrt() + EPS);
+            *value = *value * self.keep - self.rate * direction;
+        });
         Ok(())
     }
 }

@@ -26,12 +26,14 @@ use super::{TrainError, TrainOptions};
 use crate::artifact::{Artifact, EncoderManifest};
 use crate::encoder::{Encoder, RaggedBatch, Tokens, TunableEncoder};
 use crate::offline::split::Split;
-use crate::text::ngrams;
 
 /// Passes without improvement before training stops.
 const PATIENCE: usize = 2;
 /// Batches that are sorted by length together: long enough for even lengths, short enough to stay random.
 const BATCHES_PER_SORT: usize = 40;
+
+/// Buckets of a table that no row looks into.
+const NO_NGRAMS: usize = 1;
 
 /// Rows of one split, ready for the device.
 struct Part {
@@ -97,7 +99,7 @@ pub(super) fn tune(
         intent: IntentModel::new(
             hidden + n_in,
             targets.labels.len(),
-            ngrams::N_BUCKETS,
+            NO_NGRAMS,
             &linear(&recipe.intent),
             recipe.seed,
             &options.device,
@@ -188,10 +190,13 @@ impl Part {
             .par_iter()
             .map(|row| tokenizer.tokenizer().tokenize(&corpus.prepared[*row].text))
             .collect::<Result<_, _>>()?;
+        // The table of n-grams would be most of the work of a step, and would spare the encoder some of the learning.
+        let mut intent = intent_data(recipe, corpus, targets, rows);
+        intent.ngrams.iter_mut().for_each(Vec::clear);
         Ok(Self {
             tokens,
             features: matrix(&features.select(Axis(0), rows), device)?,
-            intent: IntentTensors::new(&intent_data(recipe, corpus, targets, rows), device)?,
+            intent: IntentTensors::new(&intent, device)?,
             difficulty: DifficultyTensors::new(&difficulty_data(recipe, corpus, &scale.abilities, rows), device)?,
         })
     }
@@ -250,7 +255,11 @@ impl Model {
                 learning_rate: settings.learning_rate,
                 weight_decay: settings.weight_decay,
             },
-            Group { parameters: heads, learning_rate: settings.head_learning_rate, weight_decay: settings.weight_decay },
+            Group {
+                parameters: heads,
+                learning_rate: settings.head_learning_rate,
+                weight_decay: settings.weight_decay,
+            },
         ]
     }
 
