@@ -3,13 +3,16 @@
 //! Two steps, because they run in different places: [`Classifier::tokenize`] on the thread that took the request, and
 //! [`Classifier::classify`] for whole batches on the threads that own the encoder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
 use ndarray::Array2;
 
-use crate::artifact::{self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest};
+use crate::artifact::{
+    self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest, ModelAbility,
+};
 use crate::domain::{Classification, ClassifierRef};
 use crate::encoder::{Encoder, EncoderError, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
@@ -139,6 +142,16 @@ impl Classifier {
     /// How honest each head is, by head name, as measured at training.
     pub fn calibration(&self) -> impl Iterator<Item = (&str, &CalibrationFigures)> {
         self.manifest.calibration.iter().map(|(head, figures)| (head.as_str(), figures))
+    }
+
+    /// Language models on the scale of the difficulty head, by canonical name; empty for older classifiers.
+    pub fn abilities(&self) -> &BTreeMap<String, ModelAbility> {
+        &self.manifest.abilities
+    }
+
+    /// The models, weak and strong, that gain is measured between unless a caller names others.
+    pub fn reference_pair(&self) -> Option<&[String; 2]> {
+        self.manifest.reference_pair.as_ref()
     }
 
     /// How tier probabilities were calibrated; empty: not at all.

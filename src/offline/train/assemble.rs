@@ -17,7 +17,7 @@ use crate::classifier::{HEADS, load_encoder};
 use crate::domain::{Content, Tier};
 use crate::heads::{HeadWeights, IntentHead, Mlp, OutOfScope, TierScale, familiarity, softmax, standardise};
 use crate::offline::dataset::{Row, read_rows};
-use crate::offline::evaluate::models::canonical_name;
+use crate::offline::evaluate::models::{REFERENCE_STRONG, REFERENCE_WEAK, canonical_name};
 use crate::offline::metrics::{
     calibration::{N_BINS, brier, expected_calibration_error, reliability},
     classification::Confusion,
@@ -67,7 +67,7 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
         report.rows.insert(split.as_str(), corpus.splits.iter().filter(|s| **s == split).count());
     }
 
-    let base = if corpus.has_difficulty() { None } else { Some(base_weights(options)?) };
+    let base = if corpus.has_difficulty() { None } else { Some(base_weights(options, &mut report)?) };
     let (mean, scale) = match &base {
         Some(base) => (base.feature_mean.clone(), base.feature_scale.clone()),
         None => corpus.feature_statistics(),
@@ -109,7 +109,7 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
         weights_sha256: encoder.weights_sha256().to_owned(),
         max_tokens: options.max_tokens,
     };
-    write(options, &corpus, targets.labels, &weights, calibration, needed)?;
+    write(options, &corpus, targets.labels, &weights, calibration, needed, &report)?;
     Ok(report)
 }
 
@@ -341,7 +341,7 @@ fn fit_difficulty(
     report.tier_accuracy =
         (!test.is_empty()).then(|| share(&confidences.iter().map(|(_, right)| *right).collect::<Vec<_>>()).0);
     report.difficulty_auroc = difficulty_auroc(corpus, &network, inputs);
-    report.abilities = scale.abilities;
+    report.abilities = scale.measured;
     Ok(DifficultyHead { network, scale: tier_scale, figures })
 }
 
@@ -502,12 +502,15 @@ fn fit_out_of_scope(
     }
 }
 
-fn base_weights(options: &TrainOptions) -> Result<HeadWeights, TrainError> {
+fn base_weights(options: &TrainOptions, report: &mut TrainReport) -> Result<HeadWeights, TrainError> {
     let artifact = Artifact::<ClassifierManifest>::load(&options.base, &options.roots)?;
     if artifact.manifest.features != features::LAYOUT {
         return Err(TrainError::Unusable(format!("the base classifier {:?} has other text features", options.base)));
     }
-    Ok(HeadWeights::from_bytes(artifact.file(HEADS)?)?)
+    let weights = HeadWeights::from_bytes(artifact.file(HEADS)?)?;
+    // The difficulty head is kept, and so is its scale.
+    report.abilities = artifact.manifest.abilities;
+    Ok(weights)
 }
 
 fn write(
@@ -517,6 +520,7 @@ fn write(
     weights: &HeadWeights,
     calibration: BTreeMap<String, CalibrationFigures>,
     encoder: EncoderNeeded,
+    report: &TrainReport,
 ) -> Result<(), TrainError> {
     let bytes = weights.to_bytes()?;
     let mut rows_by_source: BTreeMap<String, u64> = BTreeMap::new();
@@ -530,8 +534,11 @@ fn write(
         encoder,
         features: features::LAYOUT.into(),
         intent_labels: labels,
+        reference_pair: Some([REFERENCE_WEAK, REFERENCE_STRONG].map(str::to_owned))
+            .filter(|pair| pair.iter().all(|model| report.abilities.contains_key(model))),
         calibration,
         training: TrainingRecord { command: options.command.clone(), seed: options.recipe.seed, rows_by_source },
+        abilities: report.abilities.clone(),
         files: BTreeMap::from([(HEADS.to_owned(), FileEntry::of(&bytes))]),
     };
     let save = |name: &str, bytes: &[u8]| {
