@@ -19,6 +19,8 @@ use crate::artifact::default_roots;
 use crate::classifier::{Classifier, LoadOptions};
 use crate::config::ConfigError;
 use crate::encoder::open_device;
+use crate::offline::score::{self as scoring, ScoreOptions};
+use crate::offline::scored::ScoredRow;
 
 /// Decides which language model should answer a query.
 #[derive(Debug, Parser)]
@@ -106,6 +108,19 @@ impl ModelArgs {
         };
         Ok(Classifier::load(&options)?)
     }
+}
+
+/// Scores texts in memory with a progress bar on standard error.
+fn score_texts<'a>(
+    classifier: &Classifier,
+    texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    options: &ScoreOptions,
+) -> anyhow::Result<Vec<ScoredRow>> {
+    let bar = indicatif::ProgressBar::new(1_000)
+        .with_style(indicatif::ProgressStyle::with_template("scoring [{wide_bar}] {percent} % {eta}")?);
+    let scored = scoring::score_texts(classifier, texts, options, &|share| bar.set_position((share * 1e3) as u64))?;
+    bar.finish_and_clear();
+    Ok(scored)
 }
 
 /// The asynchronous runtime, and the pool of `threads` that the encoder's matrix products run on.

@@ -17,7 +17,7 @@ use serde::Serialize;
 pub use difficulty::{DifficultyFigures, DifficultySection};
 pub use intent::{IntentFigures, IntentSection};
 pub use models::{ModelPair, PairChoice};
-pub use routing::{RouterFigures, RoutingGroup, RoutingSection};
+pub use routing::{RouterFigures, RouterScore, RoutingGroup, RoutingSection};
 pub use tier::{RiskRow, ServedTier, TierFigures, TierSection};
 
 use super::dataset::Row;
@@ -126,6 +126,13 @@ pub fn run(rows: &[Row], scored: &[ScoredRow], options: &EvalOptions) -> Evaluat
         counts,
         notes,
     }
+}
+
+/// The pair whose outcomes [`run`] compares on these rows; `None` where it would find none.
+pub fn pair_of(rows: &[Row], requested: Option<&ModelPair>) -> Option<ModelPair> {
+    let cases: Vec<Case<'_>> = rows.iter().map(|row| Case { row, scores: None }).collect();
+    let pair = models::choose_pair(&models::canonical_outcomes(&cases), requested, &mut Vec::new());
+    pair.map(|(pair, _)| pair)
 }
 
 /// Words of a text, as every length figure counts them.

@@ -4,6 +4,7 @@
 
 pub mod dataset;
 pub mod evaluate;
+pub mod gain;
 pub mod import;
 pub mod metrics;
 pub mod register;

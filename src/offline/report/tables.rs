@@ -3,7 +3,7 @@
 use crate::domain::Tier;
 use crate::offline::evaluate::{
     Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection, PairChoice, RouterFigures,
-    RoutingGroup, RoutingSection, TierFigures, TierSection,
+    RouterScore, RoutingGroup, RoutingSection, TierFigures, TierSection,
 };
 use crate::offline::metrics::{ClassScores, Confusion, Estimate};
 
@@ -245,13 +245,32 @@ fn routing(section: &RoutingSection) -> Section {
             percent(g.weak_quality),
             percent(g.strong_quality),
             estimate(g.apgr),
+            estimate(g.apgr_difficulty),
             estimate(g.apgr_bytes),
             g.apgr_oracle.map_or_else(|| UNDEFINED.to_owned(), figure),
             estimate(g.cpt_50),
             estimate(g.cpt_80),
         ]
     };
-    let header = ["group", "n", "weak", "strong", "APGR", "APGR bytes", "APGR oracle", "CPT(50)", "CPT(80)"];
+    let by_score = format!("APGR {}", section.score.as_str());
+    let header = [
+        "group",
+        "n",
+        "weak",
+        "strong",
+        &by_score,
+        "APGR difficulty",
+        "APGR bytes",
+        "APGR oracle",
+        "CPT(50)",
+        "CPT(80)",
+    ];
+    let ordered = match section.score {
+        RouterScore::Gain => "The router orders queries by gain, the expected gain of the strong model",
+        RouterScore::Difficulty => {
+            "The router orders queries by difficulty: some scored row has no gain (score again to have it)"
+        }
+    };
     let choice = match section.choice {
         PairChoice::Requested => "as requested",
         PairChoice::Reference => "the reference pair",
@@ -266,12 +285,11 @@ fn routing(section: &RoutingSection) -> Section {
             measured_on(section.n, section.n_not_scored, "outcomes of both models"),
             format!(
                 "Weak: {} (quality {}). Strong: {} (quality {}); {choice}. Names are compared in lower case, without \
-                 what served or measured the model. Queries are ordered by {}.",
+                 what served or measured the model. {ordered}.",
                 section.pair.weak,
                 percent(section.weak_quality),
                 section.pair.strong,
-                percent(section.strong_quality),
-                section.score.as_str()
+                percent(section.strong_quality)
             ),
             "APGR is the share of the quality gap recovered, averaged over thresholds (0 always weak, 1 always \
              strong); CPT(p) is the share of strong calls that recovers p % of it. For drawn random routers, brackets \
