@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod ability;
 mod eval;
 mod import;
 mod loadgen;
@@ -44,6 +45,8 @@ enum Command {
     Score(score::Args),
     /// Evaluate scores against what is known of the rows.
     Eval(Box<eval::Args>),
+    /// Fit a language model's ability from graded answers.
+    Ability(ability::Args),
     /// Train heads for a label set on a frozen encoder.
     Train(train::Args),
     /// Convert an encoder in Hugging Face layout into a model directory.
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Ability(args) => ability::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Loadgen(args) => loadgen::run(*args),

@@ -2,6 +2,7 @@
 //!
 //! Uses the classifier and what lies below it; nothing that serves requests uses this.
 
+pub mod ability;
 pub mod dataset;
 pub mod evaluate;
 pub mod gain;
