@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{describe_tensors, sha256_hex};
+use crate::domain::TierControl;
 
 /// What both kinds of manifest have.
 pub trait Manifest: DeserializeOwned {
@@ -67,6 +68,9 @@ pub struct ClassifierManifest {
     /// The models, weak and strong, that gain is measured between unless a caller names others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_pair: Option<[String; 2]>,
+    /// What threshold keeps an asked `min_confidence`, as `[asked, threshold]` pairs. Older classifiers have none.
+    #[serde(default, skip_serializing_if = "TierControl::is_empty")]
+    pub tier_control: TierControl,
     /// How honest each head is, by head name.
     pub calibration: BTreeMap<String, CalibrationFigures>,
     /// How it was made.

@@ -13,7 +13,7 @@ use ndarray::Array2;
 use crate::artifact::{
     self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest, ModelAbility,
 };
-use crate::domain::{Classification, ClassifierRef};
+use crate::domain::{Classification, ClassifierRef, TierControl};
 use crate::encoder::{Encoder, EncoderError, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
 use crate::text::{Prepared, features, ngrams};
@@ -154,6 +154,11 @@ impl Classifier {
         self.manifest.reference_pair.as_ref()
     }
 
+    /// What threshold keeps an asked confidence; empty for older classifiers.
+    pub fn tier_control(&self) -> &TierControl {
+        &self.manifest.tier_control
+    }
+
     /// How tier probabilities were calibrated; empty: not at all.
     pub fn tier_calibrator(&self) -> &str {
         self.manifest.calibration.get("tier").map_or("", |figures| figures.method.as_str())
@@ -181,7 +186,7 @@ impl Classifier {
         let features = feature_matrix(inputs);
         let ngrams: Vec<&[u32]> = inputs.iter().map(|input| input.ngrams.as_slice()).collect();
         let outputs = self.heads.apply(embeddings.view(), features.view(), &ngrams);
-        inputs.iter().zip(outputs).map(|(input, output)| input.classification(output)).collect()
+        inputs.iter().zip(outputs).map(|(input, output)| input.classification(output, self.tier_control())).collect()
     }
 }
 
@@ -215,11 +220,12 @@ impl Input {
         }
     }
 
-    fn classification(&self, output: HeadOutput) -> Classification {
+    fn classification(&self, output: HeadOutput, tier_control: &TierControl) -> Classification {
         Classification {
             intent: output.intent,
             difficulty: output.difficulty,
             tiers: output.tiers,
+            tier_control: tier_control.clone(),
             out_of_scope: output.out_of_scope,
             tokens_used: self.tokens.ids.len() as u32,
             tokens_cut: self.tokens.n_cut as u32,

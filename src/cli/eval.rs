@@ -8,14 +8,14 @@ use clap::ValueEnum;
 
 use super::ModelArgs;
 use crate::classifier::Classifier;
-use crate::domain::Probability;
+use crate::domain::{Probability, TierControl};
 use crate::offline::dataset::{Row, read_rows};
 use crate::offline::evaluate::{self, EvalOptions};
 use crate::offline::gain::{AbilityPair, PairSpec};
 use crate::offline::metrics::Bootstrap;
 use crate::offline::report::{self, FileRef, ModelRef, Provenance};
 use crate::offline::score::ScoreOptions;
-use crate::offline::scored::{ScoredRow, read_scored};
+use crate::offline::scored::read_scored;
 use crate::offline::split::Split;
 use crate::router::DEFAULT_MIN_CONFIDENCE;
 
@@ -89,16 +89,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.pair.as_ref().is_some_and(|pair| pair.models().is_none() && !pair.is_numbers()) {
         bail!("--pair needs two names or two abilities here: outcomes are found by name");
     }
-    let (scored, model, gain) = match &args.scored {
-        Some(path) => (read_scored(path)?, None, None),
+    let (scored, tier_control, model, gain) = match &args.scored {
+        Some(path) => (read_scored(path)?, TierControl::default(), None, None),
         None => {
-            let (scored, model, gain) = score_rows(&rows, args)?;
+            let classifier = args.model.load()?;
+            let (pair, gain) = gain_pair(&rows, args.pair.as_ref(), &classifier);
             eprintln!("gain is that of {gain}");
-            (scored, Some(model), Some(gain))
+            let min_confidence = Probability::new(DEFAULT_MIN_CONFIDENCE)?;
+            let texts = rows.iter().map(|row| (row.id.as_str(), row.text.as_str()));
+            let scored = super::score_texts(&classifier, texts, &ScoreOptions { min_confidence, pair })?;
+            (scored, classifier.tier_control().clone(), Some(model_ref(&classifier)), Some(gain))
         }
     };
     let options = EvalOptions {
         pair: args.pair.as_ref().and_then(PairSpec::models),
+        tier_control,
         bootstrap: Bootstrap { n_draws: args.resamples, ..Bootstrap::default() },
         ..EvalOptions::default()
     };
@@ -124,20 +129,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Scores rows now; also which model did, and what gain is measured between.
-fn score_rows(rows: &[Row], args: &Args) -> anyhow::Result<(Vec<ScoredRow>, ModelRef, String)> {
-    let classifier = args.model.load()?;
-    let (pair, said) = gain_pair(rows, args.pair.as_ref(), &classifier);
-    let options = ScoreOptions { min_confidence: Probability::new(DEFAULT_MIN_CONFIDENCE)?, pair };
-    let texts = rows.iter().map(|row| (row.id.as_str(), row.text.as_str()));
-    let scored = super::score_texts(&classifier, texts, &options)?;
+fn model_ref(classifier: &Classifier) -> ModelRef {
     let reference = classifier.reference();
-    let model = ModelRef {
+    ModelRef {
         name: reference.name.to_string(),
         version: reference.version.to_string(),
         sha256: reference.sha256.to_string(),
-    };
-    Ok((scored, model, said))
+    }
 }
 
 /// The pair whose outcomes are compared is the pair whose gain is expected, where the classifier knows both.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::gain::AbilityPair;
 use super::scored::{ScoredRow, Scores, TierProbabilities};
 use crate::classifier::{Classifier, Input};
-use crate::domain::{Classification, Probability, Query, TierChoice};
+use crate::domain::{Classification, Probability, Query};
 use crate::text;
 
 /// What a run came to.
@@ -198,7 +198,7 @@ fn classify(classifier: &Classifier, pending: Vec<Pending>, options: &ScoreOptio
 }
 
 fn scores(classification: &Classification, bytes_cut: bool, options: &ScoreOptions) -> Scores {
-    let choice = TierChoice::risk_controlled(classification.tiers, options.min_confidence);
+    let choice = classification.choose_tier(options.min_confidence);
     let [simple, medium, complex] = classification.tiers;
     let intent_probs: BTreeMap<String, f32> =
         classification.intent.iter().map(|(label, p)| (label.to_string(), p)).collect();

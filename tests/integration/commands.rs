@@ -174,7 +174,16 @@ fn eval_writes_text_json_and_a_page_that_needs_nothing_else() {
     assert_eq!(code, 0, "{err}");
     let (code, from_file, err) = run(&[&common[..], &["--scored", text_of(&scored)], &outputs[4..]].concat());
     assert_eq!(code, 0, "{err}");
-    assert_eq!(from_model, from_file, "scoring now and reading what was scored give the same figures");
+    // Only the classifier knows its control.
+    let shared = |report: &str| -> Vec<String> {
+        let tables = report.split("\n\n").filter(|part| !part.contains("with the classifier's control"));
+        tables.map(str::to_owned).collect()
+    };
+    assert_eq!(
+        shared(&from_model),
+        shared(&from_file),
+        "scoring now and reading what was scored give the same figures"
+    );
     for part in ["macro-F1", "APGR", "CPT(50)", "CPT(80)", "oracle", "random"] {
         assert!(from_model.to_lowercase().contains(&part.to_lowercase()), "{part} is not in\n{from_model}");
     }
@@ -196,7 +205,7 @@ fn ability_fit_prints_what_a_policy_takes() {
     let texts = ["What is 2 + 2?", "Prove that there are infinitely many primes", "Say hello", "Name a colour"];
     write_lines(
         &rows,
-        (0..40).map(|i| json!({"id": i.to_string(), "text": texts[i % 4], "score": (i % 4 != 1) as u8})),
+        (0..40).map(|i| json!({"id": i.to_string(), "text": texts[i % 4], "score": u8::from(i % 4 != 1)})),
     );
     let fit = ["ability", "fit", "--outcomes", text_of(&rows)];
     let (code, out, err) = run(&[&fit[..], &["--name", "new-model"]].concat());

@@ -328,6 +328,9 @@ fn fit_difficulty(
         Ok((network, tier_scale))
     };
     let (network, tier_scale) = fit(&|_| true)?;
+    let judged = corpus.indices(Split::Calibration, |row| corpus.rows[row].tier.is_some());
+    let z = latent_difficulty(&network, inputs, &judged);
+    report.tier_control = calibrate::fit_tier_control(tier_scale, &z, &true_tiers(corpus, &judged));
     report.tier_cross_fitted = cross_fit_tiers(corpus, inputs, &fit)?;
 
     let test = corpus.indices(Split::Test, |row| corpus.rows[row].tier.is_some());
@@ -510,6 +513,7 @@ fn base_weights(options: &TrainOptions, report: &mut TrainReport) -> Result<Head
     let weights = HeadWeights::from_bytes(artifact.file(HEADS)?)?;
     // The difficulty head is kept, and so is its scale.
     report.abilities = artifact.manifest.abilities;
+    report.tier_control = artifact.manifest.tier_control;
     Ok(weights)
 }
 
@@ -536,6 +540,7 @@ fn write(
         intent_labels: labels,
         reference_pair: Some([REFERENCE_WEAK, REFERENCE_STRONG].map(str::to_owned))
             .filter(|pair| pair.iter().all(|model| report.abilities.contains_key(model))),
+        tier_control: report.tier_control.clone(),
         calibration,
         training: TrainingRecord { command: options.command.clone(), seed: options.recipe.seed, rows_by_source },
         abilities: report.abilities.clone(),

@@ -20,6 +20,7 @@ use candle_core::Device;
 use super::dataset::DatasetError;
 use crate::artifact::{ArtifactError, ModelAbility};
 use crate::classifier::LoadError;
+use crate::domain::TierControl;
 use crate::encoder::EncoderError;
 use crate::heads::WeightsError;
 
@@ -74,6 +75,8 @@ pub struct TrainReport {
     pub tier_cross_fitted: Option<(f64, usize)>,
     /// Ability of each model on the fitted scale.
     pub abilities: BTreeMap<String, ModelAbility>,
+    /// What threshold keeps an asked confidence in the tier, measured on the calibration split.
+    pub tier_control: TierControl,
 }
 
 /// Why a training run stopped.
