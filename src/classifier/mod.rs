@@ -3,14 +3,17 @@
 //! Two steps, because they run in different places: [`Classifier::tokenize`] on the thread that took the request, and
 //! [`Classifier::classify`] for whole batches on the threads that own the encoder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
 use ndarray::Array2;
 
-use crate::artifact::{self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest};
-use crate::domain::{Classification, ClassifierRef};
+use crate::artifact::{
+    self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest, ModelAbility,
+};
+use crate::domain::{Classification, ClassifierRef, TierControl};
 use crate::encoder::{CHANGES, Encoder, EncoderError, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
 use crate::text::{Prepared, features, ngrams};
@@ -140,6 +143,21 @@ impl Classifier {
         self.manifest.calibration.iter().map(|(head, figures)| (head.as_str(), figures))
     }
 
+    /// Language models on the scale of the difficulty head, by canonical name; empty for older classifiers.
+    pub fn abilities(&self) -> &BTreeMap<String, ModelAbility> {
+        &self.manifest.abilities
+    }
+
+    /// The models, weak and strong, that gain is measured between unless a caller names others.
+    pub fn reference_pair(&self) -> Option<&[String; 2]> {
+        self.manifest.reference_pair.as_ref()
+    }
+
+    /// What threshold keeps an asked confidence; empty for older classifiers.
+    pub fn tier_control(&self) -> &TierControl {
+        &self.manifest.tier_control
+    }
+
     /// How tier probabilities were calibrated; empty: not at all.
     pub fn tier_calibrator(&self) -> &str {
         self.manifest.calibration.get("tier").map_or("", |figures| figures.method.as_str())
@@ -167,7 +185,7 @@ impl Classifier {
         let features = feature_matrix(inputs);
         let ngrams: Vec<&[u32]> = inputs.iter().map(|input| input.ngrams.as_slice()).collect();
         let outputs = self.heads.apply(embeddings.view(), features.view(), &ngrams);
-        inputs.iter().zip(outputs).map(|(input, output)| input.classification(output)).collect()
+        inputs.iter().zip(outputs).map(|(input, output)| input.classification(output, self.tier_control())).collect()
     }
 }
 
@@ -201,11 +219,12 @@ impl Input {
         }
     }
 
-    fn classification(&self, output: HeadOutput) -> Classification {
+    fn classification(&self, output: HeadOutput, tier_control: &TierControl) -> Classification {
         Classification {
             intent: output.intent,
             difficulty: output.difficulty,
             tiers: output.tiers,
+            tier_control: tier_control.clone(),
             out_of_scope: output.out_of_scope,
             tokens_used: self.tokens.ids.len() as u32,
             tokens_cut: self.tokens.n_cut as u32,

@@ -7,13 +7,15 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use super::ModelArgs;
-use crate::domain::Probability;
+use crate::classifier::Classifier;
+use crate::domain::{Probability, TierControl};
 use crate::offline::dataset::{Row, read_rows};
-use crate::offline::evaluate::{self, EvalOptions, ModelPair, models::canonical_name};
+use crate::offline::evaluate::{self, EvalOptions};
+use crate::offline::gain::{AbilityPair, PairSpec};
 use crate::offline::metrics::Bootstrap;
 use crate::offline::report::{self, FileRef, ModelRef, Provenance};
-use crate::offline::score::score;
-use crate::offline::scored::{ScoredRow, read_scored};
+use crate::offline::score::ScoreOptions;
+use crate::offline::scored::read_scored;
 use crate::offline::split::Split;
 use crate::router::DEFAULT_MIN_CONFIDENCE;
 
@@ -31,9 +33,11 @@ pub(super) struct Args {
     /// The field that holds the true label: intent, or task for a source's own labels.
     #[arg(long, default_value = "intent")]
     label_field: LabelField,
-    /// The models to route between, WEAK,STRONG [default: the pair of the published tables, or the best known one].
-    #[arg(long, value_parser = parse_pair, value_name = "WEAK,STRONG")]
-    pair: Option<ModelPair>,
+    /// The models to route between, WEAK,STRONG: whose outcomes are compared and, where rows are scored now, whose
+    /// abilities gain comes from. Two names, or two abilities in logits, which leave the outcomes to the default
+    /// [default: the pair of the published tables, or the best known one].
+    #[arg(long, value_name = "WEAK,STRONG", allow_hyphen_values = true)]
+    pair: Option<PairSpec>,
     /// Resamples behind each 95 % interval.
     #[arg(long, default_value_t = 1_000)]
     resamples: usize,
@@ -82,12 +86,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if rows.is_empty() {
         bail!("no row is left to evaluate");
     }
-    let (scored, model) = match &args.scored {
-        Some(path) => (read_scored(path)?, None),
-        None => score_rows(&rows, &args.model)?,
+    if args.pair.as_ref().is_some_and(|pair| pair.models().is_none() && !pair.is_numbers()) {
+        bail!("--pair needs two names or two abilities here: outcomes are found by name");
+    }
+    let (scored, tier_control, model, gain) = match &args.scored {
+        Some(path) => (read_scored(path)?, TierControl::default(), None, None),
+        None => {
+            let classifier = args.model.load()?;
+            let (pair, gain) = gain_pair(&rows, args.pair.as_ref(), &classifier);
+            eprintln!("gain is that of {gain}");
+            let min_confidence = Probability::new(DEFAULT_MIN_CONFIDENCE)?;
+            let texts = rows.iter().map(|row| (row.id.as_str(), row.text.as_str()));
+            let scored = super::score_texts(&classifier, texts, &ScoreOptions { min_confidence, pair })?;
+            (scored, classifier.tier_control().clone(), Some(model_ref(&classifier)), Some(gain))
+        }
     };
     let options = EvalOptions {
-        pair: args.pair.clone(),
+        pair: args.pair.as_ref().and_then(PairSpec::models),
+        tier_control,
         bootstrap: Bootstrap { n_draws: args.resamples, ..Bootstrap::default() },
         ..EvalOptions::default()
     };
@@ -99,6 +115,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let provenance = Provenance {
             inputs: files.map(|path| FileRef::of(path)).collect::<Result<_, _>>()?,
             model,
+            gain,
             command: super::command_line(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
         };
@@ -112,44 +129,34 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn score_rows(rows: &[Row], model: &ModelArgs) -> anyhow::Result<(Vec<ScoredRow>, Option<ModelRef>)> {
-    let classifier = model.load()?;
-    let mut lines = Vec::new();
-    for row in rows {
-        serde_json::to_writer(&mut lines, &serde_json::json!({ "id": row.id, "text": row.text }))?;
-        lines.push(b'\n');
-    }
-    let bar = indicatif::ProgressBar::new(lines.len() as u64)
-        .with_style(indicatif::ProgressStyle::with_template("scoring [{wide_bar}] {percent} % {eta}")?);
-    let mut output = Vec::new();
-    let min_confidence = Probability::new(DEFAULT_MIN_CONFIDENCE)?;
-    score(&classifier, lines.as_slice(), &mut output, min_confidence, &|done| bar.set_position(done))?;
-    bar.finish_and_clear();
-    let scored = output
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(serde_json::from_slice)
-        .collect::<Result<_, _>>()?;
+fn model_ref(classifier: &Classifier) -> ModelRef {
     let reference = classifier.reference();
-    let model = ModelRef {
+    ModelRef {
         name: reference.name.to_string(),
         version: reference.version.to_string(),
         sha256: reference.sha256.to_string(),
+    }
+}
+
+/// The pair whose outcomes are compared is the pair whose gain is expected, where the classifier knows both.
+fn gain_pair(rows: &[Row], asked: Option<&PairSpec>, classifier: &Classifier) -> (AbilityPair, String) {
+    let compared = match asked {
+        Some(numbers) if numbers.is_numbers() => Some(numbers.clone()),
+        _ => evaluate::pair_of(rows, asked.and_then(PairSpec::models).as_ref()).map(PairSpec::from),
     };
-    Ok((scored, Some(model)))
+    let reference = || AbilityPair::reference(classifier.reference_pair(), classifier.abilities());
+    match compared.map(|pair| AbilityPair::of(&pair, classifier.abilities())) {
+        Some(Ok(pair)) => {
+            let said = pair.to_string();
+            (pair, said)
+        }
+        Some(Err(error)) => (reference(), format!("{}, since {error}", reference())),
+        None => (reference(), reference().to_string()),
+    }
 }
 
 fn write(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     eprintln!("wrote {}", path.display());
     Ok(())
-}
-
-fn parse_pair(value: &str) -> Result<ModelPair, String> {
-    match value.split(',').map(str::trim).collect::<Vec<_>>()[..] {
-        [weak, strong] if !weak.is_empty() && !strong.is_empty() => {
-            Ok(ModelPair { weak: canonical_name(weak), strong: canonical_name(strong) })
-        }
-        _ => Err("write two models with a comma between them, the weak one first".into()),
-    }
 }

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod ability;
 mod eval;
 mod import;
 mod loadgen;
@@ -19,6 +20,8 @@ use crate::artifact::default_roots;
 use crate::classifier::{Classifier, LoadOptions};
 use crate::config::ConfigError;
 use crate::encoder::open_device;
+use crate::offline::score::{self as scoring, ScoreOptions};
+use crate::offline::scored::ScoredRow;
 
 /// Decides which language model should answer a query.
 #[derive(Debug, Parser)]
@@ -42,6 +45,8 @@ enum Command {
     Score(score::Args),
     /// Evaluate scores against what is known of the rows.
     Eval(Box<eval::Args>),
+    /// Fit a language model's ability from graded answers.
+    Ability(ability::Args),
     /// Train heads for a label set on a frozen encoder.
     Train(train::Args),
     /// Convert an encoder in Hugging Face layout into a model directory.
@@ -62,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Ability(args) => ability::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Loadgen(args) => loadgen::run(*args),
@@ -106,6 +112,19 @@ impl ModelArgs {
         };
         Ok(Classifier::load(&options)?)
     }
+}
+
+/// Scores texts in memory with a progress bar on standard error.
+fn score_texts<'a>(
+    classifier: &Classifier,
+    texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    options: &ScoreOptions,
+) -> anyhow::Result<Vec<ScoredRow>> {
+    let bar = indicatif::ProgressBar::new(1_000)
+        .with_style(indicatif::ProgressStyle::with_template("scoring [{wide_bar}] {percent} % {eta}")?);
+    let scored = scoring::score_texts(classifier, texts, options, &|share| bar.set_position((share * 1e3) as u64))?;
+    bar.finish_and_clear();
+    Ok(scored)
 }
 
 /// The asynchronous runtime, and the pool of `threads` that the encoder's matrix products run on.

@@ -37,6 +37,9 @@ fn provenance_table(provenance: &Provenance) -> String {
         rows.push(("model", format!("{} {}", escape(&model.name), escape(&model.version))));
         rows.push(("manifest sha256", code(&model.sha256)));
     }
+    if let Some(gain) = &provenance.gain {
+        rows.push(("gain", escape(gain)));
+    }
     for input in &provenance.inputs {
         rows.push(("input", format!("{}<br>sha256 {}", escape(&input.name), code(&input.sha256))));
     }

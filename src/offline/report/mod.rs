@@ -25,6 +25,8 @@ pub struct Provenance {
     pub inputs: Vec<FileRef>,
     /// The model that scored them, where known.
     pub model: Option<ModelRef>,
+    /// What gain was measured between, where the rows were scored for this evaluation.
+    pub gain: Option<String>,
     /// The command line.
     pub command: String,
     /// When, as the caller writes dates.
@@ -154,6 +156,7 @@ pub(crate) mod tests {
         Provenance {
             inputs: vec![FileRef { name: "rows & more.jsonl".into(), sha256: "ab".repeat(32) }],
             model: Some(ModelRef { name: "default".into(), version: "1".into(), sha256: "cd".repeat(32) }),
+            gain: Some("b (ability 2.00) over a (ability 0.00)".into()),
             command: "pointsman eval --input \"rows & more.jsonl\"".into(),
             date: "2030-01-02".into(),
         }

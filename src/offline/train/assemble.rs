@@ -16,6 +16,7 @@ use crate::artifact::{
 use crate::classifier::HEADS;
 use crate::encoder::{CHANGES, Encoder, Tuning};
 use crate::heads::HeadWeights;
+use crate::offline::evaluate::models::{REFERENCE_STRONG, REFERENCE_WEAK};
 use crate::offline::split::Split;
 use crate::text::features;
 
@@ -33,7 +34,7 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
     for split in [Split::Train, Split::Calibration, Split::Test] {
         report.rows.insert(split.as_str(), corpus.splits.iter().filter(|s| **s == split).count());
     }
-    let base = if corpus.has_difficulty() { None } else { Some(base_weights(options)?) };
+    let base = if corpus.has_difficulty() { None } else { Some(base_weights(options, &mut report)?) };
     let feature_scale = match &base {
         Some(base) => (base.feature_mean.clone(), base.feature_scale.clone()),
         None => corpus.feature_scale(),
@@ -82,16 +83,20 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
         weights_sha256: encoder.weights_sha256().to_owned(),
         max_tokens: options.max_tokens,
     };
-    write(options, &corpus, targets.labels, &weights, calibration, needed, changes.as_deref())?;
+    write(options, &corpus, targets.labels, &weights, calibration, needed, changes.as_deref(), &report)?;
     Ok(report)
 }
 
-fn base_weights(options: &TrainOptions) -> Result<HeadWeights, TrainError> {
+fn base_weights(options: &TrainOptions, report: &mut TrainReport) -> Result<HeadWeights, TrainError> {
     let artifact = Artifact::<ClassifierManifest>::load(&options.base, &options.roots)?;
     if artifact.manifest.features != features::LAYOUT {
         return Err(TrainError::Unusable(format!("the base classifier {:?} has other text features", options.base)));
     }
-    Ok(HeadWeights::from_bytes(artifact.file(HEADS)?)?)
+    let weights = HeadWeights::from_bytes(artifact.file(HEADS)?)?;
+    // The difficulty head is kept, and so is its scale.
+    report.abilities = artifact.manifest.abilities;
+    report.tier_control = artifact.manifest.tier_control;
+    Ok(weights)
 }
 
 fn write(
@@ -102,6 +107,7 @@ fn write(
     calibration: BTreeMap<String, CalibrationFigures>,
     encoder: EncoderNeeded,
     changes: Option<&[u8]>,
+    report: &TrainReport,
 ) -> Result<(), TrainError> {
     let bytes = weights.to_bytes()?;
     let mut files = vec![(HEADS, bytes.as_slice())];
@@ -117,8 +123,12 @@ fn write(
         encoder,
         features: features::LAYOUT.into(),
         intent_labels: labels,
+        reference_pair: Some([REFERENCE_WEAK, REFERENCE_STRONG].map(str::to_owned))
+            .filter(|pair| pair.iter().all(|model| report.abilities.contains_key(model))),
+        tier_control: report.tier_control.clone(),
         calibration,
         training: TrainingRecord { command: options.command.clone(), seed: options.recipe.seed, rows_by_source },
+        abilities: report.abilities.clone(),
         files: files.iter().map(|(name, bytes)| ((*name).to_owned(), FileEntry::of(bytes))).collect(),
     };
     let save = |name: &str, bytes: &[u8]| {

@@ -63,6 +63,9 @@ pub(super) fn fit_difficulty(
         Ok((network, tier_scale))
     };
     let (network, tier_scale) = fit(&|_| true)?;
+    let judged = corpus.indices(Split::Calibration, |row| corpus.rows[row].tier.is_some());
+    let z = latent_difficulty(&network, inputs, &judged);
+    report.tier_control = calibrate::fit_tier_control(tier_scale, &z, &true_tiers(corpus, &judged));
     report.tier_cross_fitted = cross_fit_tiers(corpus, inputs, &fit)?;
 
     let test = corpus.indices(Split::Test, |row| corpus.rows[row].tier.is_some());
@@ -76,7 +79,7 @@ pub(super) fn fit_difficulty(
     report.tier_accuracy =
         (!test.is_empty()).then(|| share(&confidences.iter().map(|(_, right)| *right).collect::<Vec<_>>()).0);
     report.difficulty_auroc = difficulty_auroc(corpus, &network, inputs);
-    report.abilities.clone_from(&scale.abilities);
+    report.abilities.clone_from(&scale.measured);
     Ok(DifficultyHead { network, scale: tier_scale, figures })
 }
 

@@ -27,8 +27,9 @@ use std::path::PathBuf;
 use candle_core::Device;
 
 use super::dataset::DatasetError;
-use crate::artifact::ArtifactError;
+use crate::artifact::{ArtifactError, ModelAbility};
 use crate::classifier::LoadError;
+use crate::domain::TierControl;
 use crate::encoder::EncoderError;
 use crate::heads::WeightsError;
 
@@ -88,7 +89,9 @@ pub struct TrainReport {
     /// Calibration error of the tier over all judged rows, each predicted by heads that never saw it; and their number.
     pub tier_cross_fitted: Option<(f64, usize)>,
     /// Ability of each model on the fitted scale.
-    pub abilities: BTreeMap<String, f32>,
+    pub abilities: BTreeMap<String, ModelAbility>,
+    /// What threshold keeps an asked confidence in the tier, measured on the calibration split.
+    pub tier_control: TierControl,
 }
 
 /// Why a training run stopped.
