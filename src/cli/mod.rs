@@ -5,6 +5,7 @@ mod eval;
 mod import;
 mod loadgen;
 mod policy;
+mod robustness;
 mod route;
 mod score;
 mod serve;
@@ -47,6 +48,8 @@ enum Command {
     Eval(Box<eval::Args>),
     /// Fit a language model's ability from graded answers.
     Ability(ability::Args),
+    /// Measure what harmless changes of a prompt change, and hold a new model to an old one.
+    Robustness(robustness::Args),
     /// Train heads for a label set on a frozen encoder.
     Train(train::Args),
     /// Convert an encoder in Hugging Face layout into a model directory.
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Score(args) => score::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Ability(args) => ability::run(&args),
+        Command::Robustness(args) => robustness::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Loadgen(args) => loadgen::run(*args),
@@ -83,7 +87,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Which classifier an offline command uses and where it runs.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 struct ModelArgs {
     /// Classifier: a name or a directory.
     #[arg(long, env = "POINTSMAN_MODEL", default_value = "default")]

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod perturb;
 pub mod register;
 pub mod report;
+pub mod robustness;
 pub mod score;
 pub mod scored;
 pub mod split;

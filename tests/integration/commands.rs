@@ -221,6 +221,20 @@ fn ability_fit_prints_what_a_policy_takes() {
     assert!(code == 1 && err.contains("--name"), "{err}");
 }
 
+#[test]
+fn robustness_measures_a_model_and_holds_it_to_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let texts = ["Write a poem about the sea, please.", "What is 7 times 8?", "hello there"];
+    write_lines(&rows, texts.iter().enumerate().map(|(i, text)| json!({"id": format!("t/{i}"), "text": text})));
+    let report = json_of(&["robustness", "--json", "--input", text_of(&rows), "--against", "default"]);
+    assert_eq!(report["gate"]["passes"], true, "no model is less steady than itself: {report}");
+    assert_eq!(report["models"][0]["robustness"], report["models"][1]["robustness"]);
+    assert_eq!(report["models"][0]["robustness"]["kinds"][0]["kind"], "lower");
+    let (code, out, err) = run(&["robustness", "--input", text_of(&rows)]);
+    assert!(code == 0 && out.contains("punctuation") && !out.contains("gate"), "{err}{out}");
+}
+
 /// Sixty rows, three labels that the default model has never heard of.
 fn tiny_rows() -> impl Iterator<Item = Value> {
     let kinds = [

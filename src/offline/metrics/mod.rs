@@ -6,12 +6,14 @@
 pub mod binomial;
 pub mod calibration;
 pub mod classification;
+pub mod paired;
 pub mod ranking;
 pub mod resample;
 pub mod routing;
 
 pub use calibration::{ReliabilityBin, brier, expected_calibration_error, reliability};
 pub use classification::{ClassScores, Confusion};
+pub use paired::mcnemar_greater;
 pub use ranking::{auroc, mid_ranks, spearman};
 pub use resample::{Bootstrap, Estimate, wilson_interval};
 pub use routing::{Curve, CurvePoint, Routable};

@@ -19,7 +19,11 @@ pub(super) fn wrapper(text: &str, phrases: &Phrases, rng: &mut StdRng) -> Option
             let request = pick(phrases.requests, rng)?;
             format!("{request} {}", as_question(&lower_first(body)))
         }
-        true => format!("{}{body}", pick(phrases.greetings, rng)?),
+        true => {
+            let greeting = pick(phrases.greetings, rng)?;
+            let body = if greeting.ends_with(", ") { lower_first(body) } else { body.to_owned() };
+            format!("{greeting}{body}")
+        }
         false => body.to_owned(),
     };
     if after {
@@ -80,7 +84,9 @@ mod tests {
             assert!(wrapped.contains("xplain how rain forms"), "{wrapped}");
             requests += usize::from(wrapped.contains(" explain how rain forms?"));
             let question = wrapper("Why does it rain?", phrases, &mut StdRng::seed_from_u64(seed)).unwrap();
-            assert!(question.contains("Why does it rain?"), "only an order follows a request: {question}");
+            assert!(question.contains("hy does it rain?"), "{question}");
+            let is_asked = phrases.requests.iter().any(|request| question.starts_with(request));
+            assert!(!is_asked, "only an order follows a request: {question}");
         }
         assert!(requests > 20, "{requests}");
     }

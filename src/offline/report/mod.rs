@@ -1,9 +1,11 @@
 //! An [`Evaluation`] for people and programs: text for a terminal, JSON, and one HTML file that needs nothing else.
+//! Robustness is measured apart and told as text.
 //!
 //! Text and HTML show the same tables ([`tables`]); HTML adds plots and where the figures come from.
 
 mod html;
 mod plot;
+mod robustness;
 mod tables;
 mod text;
 
@@ -14,9 +16,12 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 pub use html::html;
+pub use robustness::text as robustness_text;
 pub use text::text;
 
 use super::evaluate::Evaluation;
+use crate::classifier::Classifier;
+use crate::domain::ClassifierRef;
 
 /// What an evaluation was made of and by.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -92,6 +97,16 @@ pub fn json(evaluation: &Evaluation, provenance: &Provenance) -> Result<String, 
     }
     let report = Report { schema: "pointsman.evaluation/v1", provenance, evaluation };
     serde_json::to_string_pretty(&report).map_err(ReportError::Json)
+}
+
+// === impl ModelRef ===
+
+impl ModelRef {
+    /// The reference of a loaded classifier.
+    pub fn of(classifier: &Classifier) -> Self {
+        let ClassifierRef { name, version, sha256 } = classifier.reference();
+        Self { name: name.to_string(), version: version.to_string(), sha256: sha256.to_string() }
+    }
 }
 
 // === impl FileRef ===

@@ -36,7 +36,7 @@ pub(super) struct Table {
 }
 
 /// What stands where a figure is undefined.
-const UNDEFINED: &str = "–";
+pub(super) const UNDEFINED: &str = "–";
 
 /// Every section that the evaluation has.
 pub(super) fn sections(evaluation: &Evaluation) -> Vec<Section> {
@@ -61,7 +61,7 @@ pub(super) fn figure(value: f64) -> String {
 // === impl Table ===
 
 impl Table {
-    fn new(title: impl Into<String>, header: &[&str], rows: Vec<Vec<String>>) -> Self {
+    pub(super) fn new(title: impl Into<String>, header: &[&str], rows: Vec<Vec<String>>) -> Self {
         Self { title: title.into(), header: header.iter().map(|name| (*name).to_owned()).collect(), rows }
     }
 }
@@ -327,7 +327,7 @@ fn measured_on(n: usize, n_not_scored: usize, what: &str) -> String {
     format!("{n} rows carry {what} and scores; {n_not_scored} more carry {what} but could not be scored.")
 }
 
-fn estimate(estimate: Option<Estimate>) -> String {
+pub(super) fn estimate(estimate: Option<Estimate>) -> String {
     match estimate {
         None => UNDEFINED.to_owned(),
         Some(Estimate { value, low, high }) if low == high => figure(value),

@@ -31,7 +31,7 @@ fn section(section: &Section) -> String {
     parts.join("\n")
 }
 
-fn grid(table: &Table) -> Grid {
+pub(super) fn grid(table: &Table) -> Grid {
     let mut grid = Grid::new();
     grid.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
     // Only a matrix has no name above its first column.
@@ -51,7 +51,7 @@ fn grid(table: &Table) -> Grid {
     grid
 }
 
-fn wrap(note: &str) -> String {
+pub(super) fn wrap(note: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     for word in note.split_whitespace() {
         match lines.last_mut() {
