@@ -299,7 +299,7 @@ impl Verdict {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::domain::Tier;
+    use crate::domain::{Probability, Tier};
     use crate::offline::evaluate::tests::{row, scores};
 
     /// Changes of a model that, of 100 rows in lower case, flips the tier of the given ones upward.
