@@ -126,11 +126,9 @@ impl Encoder {
 
     /// Tells apart encoders whose embeddings differ: the weights' hash, and that of the changes to them.
     pub fn fingerprint(&self) -> String {
-        let base = self.weights_sha256.get(..16).unwrap_or(&self.weights_sha256);
-        match &self.changes_sha256 {
-            None => base.to_owned(),
-            Some(changes) => format!("{base}+{}", &changes[..16]),
-        }
+        let short = |sha: &str| sha.get(..16).unwrap_or(sha).to_owned();
+        let changes = self.changes_sha256.as_deref().map(|sha| format!("+{}", short(sha)));
+        short(&self.weights_sha256) + &changes.unwrap_or_default()
     }
 
     /// Where it runs: `cpu` or `cuda:N`.

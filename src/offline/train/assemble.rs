@@ -1,13 +1,14 @@
 //! The training run as a whole: rows to a model directory.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use ndarray::Axis;
 
 use super::corpus::{Corpus, Targets};
 use super::difficulty::{DifficultyHead, ability_scale, fit_difficulty};
 use super::intent::{fit_intent, fit_out_of_scope};
-use super::tune::tune;
+use super::tune::{Material, tune};
 use super::{TrainError, TrainOptions, TrainReport};
 use crate::artifact::{
     self, Artifact, CalibrationFigures, ClassifierManifest, EncoderManifest, FileEntry,
@@ -44,7 +45,10 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
 
     let changes = match options.recipe.encoder.tune {
         Tuning::Frozen => None,
-        _ => Some(tune(options, &base_encoder, &corpus, &targets, &features, &abilities, progress)?),
+        _ => Some({
+            let material = Material { corpus: &corpus, targets: &targets, features: &features, scale: &abilities };
+            tune(options, &base_encoder, &material, progress)?
+        }),
     };
     let encoder = Encoder::load(&base_encoder, changes.as_deref(), options.max_tokens, &options.device)?;
     let embeddings = corpus.embed(&encoder, options, progress)?;
@@ -78,12 +82,32 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
         .collect();
     report.calibration_error =
         calibration.iter().map(|(head, figures)| (head.clone(), figures.expected_calibration_error)).collect();
-    let needed = EncoderNeeded {
-        name: options.encoder.clone(),
-        weights_sha256: encoder.weights_sha256().to_owned(),
-        max_tokens: options.max_tokens,
+    let manifest = ClassifierManifest {
+        schema: ClassifierManifest::schema(),
+        name: options.out.file_name().map_or_else(|| "classifier".into(), |name| name.to_string_lossy().into_owned()),
+        version: options.version.clone(),
+        encoder: EncoderNeeded {
+            name: options.encoder.clone(),
+            weights_sha256: encoder.weights_sha256().to_owned(),
+            max_tokens: options.max_tokens,
+        },
+        features: features::LAYOUT.into(),
+        intent_labels: targets.labels,
+        reference_pair: Some([REFERENCE_WEAK, REFERENCE_STRONG].map(str::to_owned))
+            .filter(|pair| pair.iter().all(|model| report.abilities.contains_key(model))),
+        tier_control: report.tier_control.clone(),
+        calibration,
+        training: TrainingRecord {
+            command: options.command.clone(),
+            seed: options.recipe.seed,
+            rows_by_source: corpus.train_rows_by_source(),
+        },
+        abilities: report.abilities.clone(),
+        files: BTreeMap::new(),
     };
-    write(options, &corpus, targets.labels, &weights, calibration, needed, changes.as_deref(), &report)?;
+    let heads = weights.to_bytes()?;
+    let changes = changes.as_deref().map(|changes| (CHANGES, changes));
+    write(&options.out, manifest, &[(HEADS, heads.as_slice())].into_iter().chain(changes).collect::<Vec<_>>())?;
     Ok(report)
 }
 
@@ -99,45 +123,16 @@ fn base_weights(options: &TrainOptions, report: &mut TrainReport) -> Result<Head
     Ok(weights)
 }
 
-fn write(
-    options: &TrainOptions,
-    corpus: &Corpus,
-    labels: Vec<String>,
-    weights: &HeadWeights,
-    calibration: BTreeMap<String, CalibrationFigures>,
-    encoder: EncoderNeeded,
-    changes: Option<&[u8]>,
-    report: &TrainReport,
-) -> Result<(), TrainError> {
-    let bytes = weights.to_bytes()?;
-    let mut files = vec![(HEADS, bytes.as_slice())];
-    files.extend(changes.map(|changes| (CHANGES, changes)));
-    let mut rows_by_source: BTreeMap<String, u64> = BTreeMap::new();
-    for row in corpus.indices(Split::Train, |_| true) {
-        *rows_by_source.entry(corpus.rows[row].source().to_owned()).or_default() += 1;
-    }
-    let manifest = ClassifierManifest {
-        schema: ClassifierManifest::schema(),
-        name: options.out.file_name().map_or_else(|| "classifier".into(), |name| name.to_string_lossy().into_owned()),
-        version: options.version.clone(),
-        encoder,
-        features: features::LAYOUT.into(),
-        intent_labels: labels,
-        reference_pair: Some([REFERENCE_WEAK, REFERENCE_STRONG].map(str::to_owned))
-            .filter(|pair| pair.iter().all(|model| report.abilities.contains_key(model))),
-        tier_control: report.tier_control.clone(),
-        calibration,
-        training: TrainingRecord { command: options.command.clone(), seed: options.recipe.seed, rows_by_source },
-        abilities: report.abilities.clone(),
-        files: files.iter().map(|(name, bytes)| ((*name).to_owned(), FileEntry::of(bytes))).collect(),
-    };
+/// Writes the files, and the manifest that lists them.
+fn write(out: &Path, mut manifest: ClassifierManifest, files: &[(&str, &[u8])]) -> Result<(), TrainError> {
     let save = |name: &str, bytes: &[u8]| {
-        let path = options.out.join(name);
+        let path = out.join(name);
         std::fs::write(&path, bytes).map_err(|source| TrainError::Io { path, source })
     };
-    std::fs::create_dir_all(&options.out).map_err(|source| TrainError::Io { path: options.out.clone(), source })?;
-    for (name, bytes) in &files {
+    std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_owned(), source })?;
+    for (name, bytes) in files {
         save(name, bytes)?;
+        manifest.files.insert((*name).to_owned(), FileEntry::of(bytes));
     }
     save(artifact::MANIFEST, toml::to_string(&manifest)?.as_bytes())
 }

@@ -92,6 +92,14 @@ impl Corpus {
         (0..self.rows.len()).filter(|index| self.splits[*index] == split && keep(*index)).collect()
     }
 
+    pub(super) fn train_rows_by_source(&self) -> BTreeMap<String, u64> {
+        let mut rows_by_source = BTreeMap::new();
+        for row in self.indices(Split::Train, |_| true) {
+            *rows_by_source.entry(self.rows[row].source().to_owned()).or_default() += 1;
+        }
+        rows_by_source
+    }
+
     /// Over the training rows.
     pub(super) fn feature_scale(&self) -> FeatureScale {
         let train = self.features.select(Axis(0), &self.indices(Split::Train, |_| true));

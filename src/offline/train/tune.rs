@@ -35,6 +35,15 @@ const BATCHES_PER_SORT: usize = 40;
 /// Buckets of a table that no row looks into.
 const NO_NGRAMS: usize = 1;
 
+/// What the encoder learns from.
+pub(super) struct Material<'a> {
+    pub(super) corpus: &'a Corpus,
+    pub(super) targets: &'a Targets,
+    /// `[rows, features]`, standardised.
+    pub(super) features: &'a Array2<f32>,
+    pub(super) scale: &'a Scale,
+}
+
 /// Rows of one split, ready for the device.
 struct Part {
     tokens: Vec<Tokens>,
@@ -72,14 +81,12 @@ struct Line<'a> {
 pub(super) fn tune(
     options: &TrainOptions,
     base: &Artifact<EncoderManifest>,
-    corpus: &Corpus,
-    targets: &Targets,
-    features: &Array2<f32>,
-    scale: &Scale,
+    material: &Material<'_>,
     progress: &dyn Fn(&str, usize, usize),
 ) -> Result<Vec<u8>, TrainError> {
     let recipe = &options.recipe;
     let settings = &recipe.encoder;
+    let Material { corpus, targets, features, .. } = material;
     let n_in = features.ncols();
     let tokenizer = Encoder::load(base, None, settings.max_tokens, &Device::Cpu)?;
     let hidden = tokenizer.hidden_size();
@@ -88,7 +95,7 @@ pub(super) fn tune(
             (targets.has_intent(row) && recipe.intent_weight(&corpus.rows[row]) > 0.0) || corpus.informs(row)
         };
         let rows = corpus.indices(split, teaches);
-        Part::new(recipe, corpus, targets, features, scale, &rows, &tokenizer, &options.device)
+        Part::new(recipe, material, &rows, &tokenizer, &options.device)
     };
     let (train, held_out) = (part(Split::Train)?, part(Split::Calibration)?);
     if train.tokens.is_empty() || held_out.tokens.is_empty() {
@@ -178,14 +185,12 @@ pub(super) fn tune(
 impl Part {
     fn new(
         recipe: &Recipe,
-        corpus: &Corpus,
-        targets: &Targets,
-        features: &Array2<f32>,
-        scale: &Scale,
+        material: &Material<'_>,
         rows: &[usize],
         tokenizer: &Encoder,
         device: &Device,
     ) -> Result<Self, TrainError> {
+        let Material { corpus, targets, features, scale } = material;
         let tokens = rows
             .par_iter()
             .map(|row| tokenizer.tokenizer().tokenize(&corpus.prepared[*row].text))
