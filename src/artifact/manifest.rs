@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{describe_tensors, sha256_hex};
+use crate::domain::TierControl;
 
 /// What both kinds of manifest have.
 pub trait Manifest: DeserializeOwned {
@@ -64,11 +65,20 @@ pub struct ClassifierManifest {
     pub features: String,
     /// Intent labels, in the order of the head's outputs.
     pub intent_labels: Vec<String>,
+    /// The models, weak and strong, that gain is measured between unless a caller names others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_pair: Option<[String; 2]>,
+    /// What threshold keeps an asked `min_confidence`, as `[asked, threshold]` pairs. Older classifiers have none.
+    #[serde(default, skip_serializing_if = "TierControl::is_empty")]
+    pub tier_control: TierControl,
     /// How honest each head is, by head name.
     pub calibration: BTreeMap<String, CalibrationFigures>,
     /// How it was made.
     pub training: TrainingRecord,
-    /// `heads.safetensors`.
+    /// Language models on the scale of the difficulty head, by canonical name. Older classifiers have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub abilities: BTreeMap<String, ModelAbility>,
+    /// `heads.safetensors`, and `encoder-changes.safetensors` where the encoder was tuned.
     pub files: BTreeMap<String, FileEntry>,
 }
 
@@ -96,6 +106,18 @@ pub struct CalibrationFigures {
     pub brier_score: f64,
     /// Rows measured on.
     pub rows: u64,
+}
+
+/// How capable a language model is: P(it answers well) = sigmoid(ability - latent difficulty).
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelAbility {
+    /// In logits; the weak model of the reference pair has 0.
+    pub ability: f64,
+    /// Its standard error in logits, the difficulties taken as known.
+    pub standard_error: f64,
+    /// Graded answers behind it.
+    pub answers: u64,
 }
 
 /// How a classifier was made.

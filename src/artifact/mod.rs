@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-pub use manifest::{CalibrationFigures, ClassifierManifest, EncoderManifest, FileEntry};
+pub use manifest::{CalibrationFigures, ClassifierManifest, EncoderManifest, FileEntry, ModelAbility};
 
 /// File name of the manifest in every model directory.
 pub const MANIFEST: &str = "manifest.toml";

@@ -3,15 +3,18 @@
 //! Two steps, because they run in different places: [`Classifier::tokenize`] on the thread that took the request, and
 //! [`Classifier::classify`] for whole batches on the threads that own the encoder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
 use ndarray::Array2;
 
-use crate::artifact::{self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest};
-use crate::domain::{Classification, ClassifierRef};
-use crate::encoder::{Encoder, EncoderError, Tokens};
+use crate::artifact::{
+    self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest, ModelAbility,
+};
+use crate::domain::{Classification, ClassifierRef, TierControl};
+use crate::encoder::{CHANGES, Encoder, EncoderError, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
 use crate::text::{Prepared, features, ngrams};
 
@@ -92,12 +95,11 @@ impl Classifier {
         if artifact.manifest.features != features::LAYOUT {
             return Err(LoadError::WrongFeatures { expected: artifact.manifest.features.clone() });
         }
-        let encoder = load_encoder(
-            &needed.name,
-            &encoder_roots(&artifact.dir, &options.roots),
-            options.max_tokens.unwrap_or(needed.max_tokens),
-            &options.device,
-        )?;
+        let base = Artifact::<EncoderManifest>::load(&needed.name, &encoder_roots(&artifact.dir, &options.roots))?;
+        let tuned = artifact.manifest.files.contains_key(CHANGES);
+        let changes = if tuned { Some(artifact.file(CHANGES)?) } else { None };
+        let max_tokens = options.max_tokens.unwrap_or(needed.max_tokens);
+        let encoder = Encoder::load(&base, changes, max_tokens, &options.device)?;
         if encoder.weights_sha256() != needed.weights_sha256 {
             return Err(LoadError::WrongEncoder {
                 name: needed.name.clone(),
@@ -146,6 +148,21 @@ impl Classifier {
         self.manifest.calibration.iter().map(|(head, figures)| (head.as_str(), figures))
     }
 
+    /// Language models on the scale of the difficulty head, by canonical name; empty for older classifiers.
+    pub fn abilities(&self) -> &BTreeMap<String, ModelAbility> {
+        &self.manifest.abilities
+    }
+
+    /// The models, weak and strong, that gain is measured between unless a caller names others.
+    pub fn reference_pair(&self) -> Option<&[String; 2]> {
+        self.manifest.reference_pair.as_ref()
+    }
+
+    /// What threshold keeps an asked confidence; empty for older classifiers.
+    pub fn tier_control(&self) -> &TierControl {
+        &self.manifest.tier_control
+    }
+
     /// How tier probabilities were calibrated; empty: not at all.
     pub fn tier_calibrator(&self) -> &str {
         self.manifest.calibration.get("tier").map_or("", |figures| figures.method.as_str())
@@ -173,7 +190,7 @@ impl Classifier {
         let features = feature_matrix(inputs);
         let ngrams: Vec<&[u32]> = inputs.iter().map(|input| input.ngrams.as_slice()).collect();
         let outputs = self.heads.apply(embeddings.view(), features.view(), &ngrams);
-        inputs.iter().zip(outputs).map(|(input, output)| input.classification(output)).collect()
+        inputs.iter().zip(outputs).map(|(input, output)| input.classification(output, self.tier_control())).collect()
     }
 }
 
@@ -207,11 +224,12 @@ impl Input {
         }
     }
 
-    fn classification(&self, output: HeadOutput) -> Classification {
+    fn classification(&self, output: HeadOutput, tier_control: &TierControl) -> Classification {
         Classification {
             intent: output.intent,
             difficulty: output.difficulty,
             tiers: output.tiers,
+            tier_control: tier_control.clone(),
             out_of_scope: output.out_of_scope,
             tokens_used: self.tokens.ids.len() as u32,
             tokens_cut: self.tokens.n_cut as u32,
@@ -219,7 +237,7 @@ impl Input {
     }
 }
 
-/// Loads an encoder by name or directory.
+/// Loads an untuned encoder by name or directory.
 ///
 /// # Errors
 /// Says which file, hash or shape is wrong.
@@ -230,7 +248,7 @@ pub fn load_encoder(
     device: &Device,
 ) -> Result<Encoder, EncoderError> {
     let artifact = Artifact::<EncoderManifest>::load(name, roots)?;
-    Encoder::load(&artifact, max_tokens, device)
+    Encoder::load(&artifact, None, max_tokens, device)
 }
 
 /// Embeddings of a batch, `[inputs, hidden]`, in input order.

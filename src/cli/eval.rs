@@ -7,13 +7,15 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use super::ModelArgs;
-use crate::domain::Probability;
+use crate::classifier::Classifier;
+use crate::domain::{Probability, TierControl};
 use crate::offline::dataset::{Row, read_rows};
-use crate::offline::evaluate::{self, Compared, EvalOptions, Evaluation, ModelPair, models::canonical_name};
+use crate::offline::evaluate::{self, Compared, EvalOptions, Evaluation};
+use crate::offline::gain::{AbilityPair, PairSpec};
 use crate::offline::metrics::Bootstrap;
 use crate::offline::register::Register;
 use crate::offline::report::{self, DataCard, FileRef, ModelPage, ModelRef, Provenance};
-use crate::offline::score::score_texts;
+use crate::offline::score::ScoreOptions;
 use crate::offline::scored::{ScoredRow, read_scored};
 use crate::offline::split::Split;
 use crate::router::DEFAULT_MIN_CONFIDENCE;
@@ -38,9 +40,11 @@ pub(super) struct Args {
     /// The field that holds the true label: intent, or task for a source's own labels.
     #[arg(long, default_value = "intent")]
     label_field: LabelField,
-    /// The models to route between, WEAK,STRONG [default: the pair of the published tables, or the best known one].
-    #[arg(long, value_parser = parse_pair, value_name = "WEAK,STRONG")]
-    pair: Option<ModelPair>,
+    /// The models to route between, WEAK,STRONG: whose outcomes are compared and, where rows are scored now, whose
+    /// abilities gain comes from. Two names, or two abilities in logits, which leave the outcomes to the default
+    /// [default: the pair of the published tables, or the best known one].
+    #[arg(long, value_name = "WEAK,STRONG", allow_hyphen_values = true)]
+    pair: Option<PairSpec>,
     /// Resamples behind each 95 % interval.
     #[arg(long, default_value_t = 1_000)]
     resamples: usize,
@@ -65,6 +69,9 @@ struct Scored {
     /// The model, where it scored the rows just now.
     model: Option<ModelRef>,
     card: Option<DataCard>,
+    tier_control: TierControl,
+    /// What gain is measured between, where the model scored the rows just now.
+    gain: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -102,27 +109,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if rows.is_empty() {
         bail!("no row is left to evaluate");
     }
+    if args.pair.as_ref().is_some_and(|pair| pair.models().is_none() && !pair.is_numbers()) {
+        bail!("--pair needs two names or two abilities here: outcomes are found by name");
+    }
     let register = args.sources.as_deref().map(read_register).transpose()?;
+    let score = |model: &ModelArgs| Scored::now(&rows, model, args.pair.as_ref(), register.as_ref());
     let mut evaluated = match &args.scored {
         Some(path) => Scored::read(path)?,
-        None => Scored::now(&rows, &args.model, register.as_ref())?,
+        None => score(&args.model)?,
     };
     let mut compared = match (&args.compare, &args.against) {
         (Some(path), _) => Some(Scored::read(path)?),
-        (None, Some(name)) => {
-            Some(Scored::now(&rows, &ModelArgs { model: name.clone(), ..args.model.clone() }, register.as_ref())?)
-        }
+        (None, Some(name)) => Some(score(&ModelArgs { model: name.clone(), ..args.model.clone() })?),
         (None, None) => None,
     };
-    let options = EvalOptions {
-        pair: args.pair.clone(),
+    let options = |scored: &Scored| EvalOptions {
+        pair: args.pair.as_ref().and_then(PairSpec::models),
+        tier_control: scored.tier_control.clone(),
         bootstrap: Bootstrap { n_draws: args.resamples, ..Bootstrap::default() },
         ..EvalOptions::default()
     };
-    let mut evaluation = evaluate::run(&rows, &evaluated.rows, &options);
+    let mut evaluation = evaluate::run(&rows, &evaluated.rows, &options(&evaluated));
     if let Some(other) = &mut compared {
         tell_apart(&mut evaluated, other);
-        evaluation.comparison = Some(evaluate::compare::run(&rows, evaluated.named(), other.named(), &options));
+        let both = options(&evaluated);
+        evaluation.comparison = Some(evaluate::compare::run(&rows, evaluated.named(), other.named(), &both));
     }
     super::print_line(&report::text(&evaluation));
 
@@ -132,6 +143,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             inputs: files.map(|path| FileRef::of(path)).collect::<Result<_, _>>()?,
             model: evaluated.model.clone(),
             compared: compared.as_ref().and_then(|other| other.model.clone()),
+            gain: evaluated.gain.clone(),
             command: super::command_line(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
         };
@@ -139,7 +151,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             write(path, &report::json(&evaluation, &provenance)?)?;
         }
         if let Some(path) = &args.html {
-            let others = compared.as_ref().map(|other| evaluate::run(&rows, &other.rows, &options));
+            let others = compared.as_ref().map(|other| evaluate::run(&rows, &other.rows, &options(other)));
             let mut pages = vec![evaluated.page(&evaluation)];
             pages.extend(compared.iter().zip(&others).map(|(other, evaluation)| other.page(evaluation)));
             write(path, &report::html(&pages, &provenance)?)?;
@@ -169,22 +181,36 @@ impl Scored {
 
     fn read(path: &Path) -> anyhow::Result<Self> {
         let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, rows: read_scored(path)?, model: None, card: None })
+        Ok(Self {
+            name,
+            rows: read_scored(path)?,
+            model: None,
+            card: None,
+            tier_control: TierControl::default(),
+            gain: None,
+        })
     }
 
-    fn now(rows: &[Row], model: &ModelArgs, register: Option<&Register>) -> anyhow::Result<Self> {
+    fn now(
+        rows: &[Row],
+        model: &ModelArgs,
+        pair: Option<&PairSpec>,
+        register: Option<&Register>,
+    ) -> anyhow::Result<Self> {
         let classifier = model.load()?;
-        let texts: Vec<(&str, &str)> = rows.iter().map(|row| (row.id.as_str(), row.text.as_str())).collect();
-        let bar = super::scoring_bar(texts.len())?;
-        let min_confidence = Probability::new(DEFAULT_MIN_CONFIDENCE)?;
-        let rows = score_texts(&classifier, &texts, min_confidence, &|done| bar.set_position(done));
-        bar.finish_and_clear();
+        let (pair, gain) = gain_pair(rows, pair, &classifier);
+        eprintln!("gain is that of {gain}");
+        let texts = rows.iter().map(|row| (row.id.as_str(), row.text.as_str()));
+        let options = ScoreOptions { min_confidence: Probability::new(DEFAULT_MIN_CONFIDENCE)?, pair };
+        let rows = super::score_texts(&classifier, texts, &options)?;
         let model = ModelRef::of(&classifier);
         Ok(Self {
             name: format!("{} {}", model.name, model.version),
             rows,
             model: Some(model),
             card: Some(DataCard::of(&classifier, register)),
+            tier_control: classifier.tier_control().clone(),
+            gain: Some(gain),
         })
     }
 }
@@ -200,11 +226,19 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn parse_pair(value: &str) -> Result<ModelPair, String> {
-    match value.split(',').map(str::trim).collect::<Vec<_>>()[..] {
-        [weak, strong] if !weak.is_empty() && !strong.is_empty() => {
-            Ok(ModelPair { weak: canonical_name(weak), strong: canonical_name(strong) })
+/// The pair whose outcomes are compared is the pair whose gain is expected, where the classifier knows both.
+fn gain_pair(rows: &[Row], asked: Option<&PairSpec>, classifier: &Classifier) -> (AbilityPair, String) {
+    let compared = match asked {
+        Some(numbers) if numbers.is_numbers() => Some(numbers.clone()),
+        _ => evaluate::pair_of(rows, asked.and_then(PairSpec::models).as_ref()).map(PairSpec::from),
+    };
+    let reference = || AbilityPair::reference(classifier.reference_pair(), classifier.abilities());
+    match compared.map(|pair| AbilityPair::of(&pair, classifier.abilities())) {
+        Some(Ok(pair)) => {
+            let said = pair.to_string();
+            (pair, said)
         }
-        _ => Err("write two models with a comma between them, the weak one first".into()),
+        Some(Err(error)) => (reference(), format!("{}, since {error}", reference())),
+        None => (reference(), reference().to_string()),
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod ability;
 mod eval;
 mod import;
 mod loadgen;
@@ -15,12 +16,13 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::artifact::default_roots;
 use crate::classifier::{Classifier, LoadOptions};
 use crate::config::ConfigError;
 use crate::encoder::open_device;
+use crate::offline::score::{self as scoring, ScoreOptions};
+use crate::offline::scored::ScoredRow;
 
 /// Decides which language model should answer a query.
 #[derive(Debug, Parser)]
@@ -44,6 +46,8 @@ enum Command {
     Score(score::Args),
     /// Evaluate scores against what is known of the rows.
     Eval(Box<eval::Args>),
+    /// Fit a language model's ability from graded answers.
+    Ability(ability::Args),
     /// Measure what harmless changes of a prompt change, and hold a new model to an old one.
     Robustness(robustness::Args),
     /// Train heads for a label set on a frozen encoder.
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Ability(args) => ability::run(&args),
         Command::Robustness(args) => robustness::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
@@ -113,6 +118,19 @@ impl ModelArgs {
     }
 }
 
+/// Scores texts in memory with a progress bar on standard error.
+fn score_texts<'a>(
+    classifier: &Classifier,
+    texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    options: &ScoreOptions,
+) -> anyhow::Result<Vec<ScoredRow>> {
+    let bar = indicatif::ProgressBar::new(1_000)
+        .with_style(indicatif::ProgressStyle::with_template("scoring [{wide_bar}] {percent} % {eta}")?);
+    let scored = scoring::score_texts(classifier, texts, options, &|share| bar.set_position((share * 1e3) as u64))?;
+    bar.finish_and_clear();
+    Ok(scored)
+}
+
 /// The asynchronous runtime, and the pool of `threads` that the encoder's matrix products run on.
 fn runtime(threads: Option<usize>) -> anyhow::Result<tokio::runtime::Runtime> {
     set_threads(threads)?;
@@ -124,12 +142,6 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     let Some(threads) = threads else { return Ok(()) };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().context("cannot set the number of compute threads")
-}
-
-/// A progress bar for the scoring of `n` texts, on standard error.
-fn scoring_bar(n: usize) -> anyhow::Result<ProgressBar> {
-    let style = ProgressStyle::with_template("scoring [{wide_bar}] {pos}/{len} {eta}")?;
-    Ok(ProgressBar::new(n as u64).with_style(style))
 }
 
 /// The command as it was typed, without the path of the executable.

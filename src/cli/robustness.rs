@@ -8,9 +8,11 @@ use anyhow::{Context as _, bail};
 use super::ModelArgs;
 use crate::domain::Probability;
 use crate::offline::dataset::{Row, read_rows};
+use crate::offline::gain::AbilityPair;
 use crate::offline::metrics::Bootstrap;
 use crate::offline::report::{ModelRef, robustness_text};
-use crate::offline::robustness::{Changes, Trial, figures, gate, observe, trials};
+use crate::offline::robustness::{Changes, Trial, figures, gate, texts, trials};
+use crate::offline::score::ScoreOptions;
 use crate::offline::split::Split;
 use crate::router::DEFAULT_MIN_CONFIDENCE;
 
@@ -91,8 +93,8 @@ fn rows(input: &[PathBuf]) -> anyhow::Result<Vec<Row>> {
 
 fn measure(model: &ModelArgs, trials: &[Trial], min_confidence: Probability) -> anyhow::Result<(ModelRef, Changes)> {
     let classifier = model.load()?;
-    let bar = super::scoring_bar(trials.len())?;
-    let changes = observe(&classifier, trials, min_confidence, &|done| bar.set_position(done));
-    bar.finish_and_clear();
+    let pair = AbilityPair::reference(classifier.reference_pair(), classifier.abilities());
+    let scored = super::score_texts(&classifier, texts(trials), &ScoreOptions { min_confidence, pair })?;
+    let changes = Changes::of(trials, &scored);
     Ok((ModelRef::of(&classifier), changes))
 }

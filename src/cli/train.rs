@@ -1,4 +1,4 @@
-//! `pointsman train`: heads for any label set on a frozen encoder.
+//! `pointsman train`: heads for any label set, and where asked the encoder under them.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::artifact::default_roots;
-use crate::encoder::open_device;
+use crate::encoder::{Tuning, open_device};
 use crate::offline::train::{Recipe, TrainOptions, TrainReport, train};
 
 #[derive(Debug, clap::Args)]
@@ -23,7 +23,16 @@ pub(super) struct Args {
     /// Weights, caps and label mapping (TOML); see training-data/README.md.
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// Frozen encoder: a name or a directory.
+    /// Which parts of the encoder are trained: frozen, lora:RANK, top:LAYERS or all; replaces the recipe's.
+    #[arg(long)]
+    tune: Option<Tuning>,
+    /// Folder that keeps the state of the encoder's training after each pass; a run that was cut off goes on there.
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
+    /// File that gets a JSON line for each pass of the encoder's training.
+    #[arg(long)]
+    log: Option<PathBuf>,
+    /// Base encoder: a name or a directory.
     #[arg(long, default_value = "all-MiniLM-L6-v2")]
     encoder: String,
     /// Where models are looked up by name [default: ./models, then beside the executable].
@@ -62,12 +71,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     recipe.leave_out.extend(args.leave_out.iter().cloned());
     recipe.seed = args.seed.unwrap_or(recipe.seed);
+    recipe.encoder.tune = args.tune.unwrap_or(recipe.encoder.tune);
     let options = TrainOptions {
         data: args.data.clone(),
         recipe,
         encoder: args.encoder.clone(),
         roots: default_roots(args.models_dir.as_deref()),
         max_tokens: args.max_tokens,
+        checkpoint_dir: args.checkpoint.clone(),
+        log: args.log.clone(),
         cache_dir: args.cache.clone(),
         base: args.base.clone(),
         out: args.out.clone(),
@@ -103,6 +115,9 @@ fn render(report: &TrainReport) -> String {
     }
     sections.push(sources.to_string());
     sections.push(format!("intent macro-F1 {:.3}", report.intent_macro_f1));
+    for (sign, auroc) in &report.out_of_scope_auroc {
+        sections.push(format!("out-of-scope AUROC by {sign} {auroc:.4}"));
+    }
     if !report.difficulty_auroc.is_empty() {
         let mut auroc = table(["source (test rows)", "AUROC difficulty", "AUROC length", "rows"]);
         for (source, (difficulty, length, n)) in &report.difficulty_auroc {

@@ -2,6 +2,7 @@
 //!
 //! Plain types with their invariants and no I/O. Everything else uses these words; nothing here uses anything else.
 
+pub mod control;
 pub mod decision;
 pub mod probability;
 pub mod query;
@@ -9,6 +10,7 @@ pub mod reason;
 pub mod signal;
 pub mod tier;
 
+pub use control::TierControl;
 pub use decision::{
     Candidate, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm, Fallback,
     InputReport, IntentCall, PolicyRef, Source, Timings,

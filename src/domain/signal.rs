@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Distribution, Probability, Tier};
+use super::{Distribution, Probability, Tier, TierChoice, TierControl};
 
 /// What can be seen in a text without any model, in microseconds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -56,6 +56,9 @@ pub struct Classification {
     pub difficulty: Probability,
     /// Distribution over [`Tier::ALL`].
     pub tiers: [f32; Tier::ALL.len()],
+    /// What threshold keeps an asked confidence; the same for all queries of a classifier.
+    #[serde(skip)]
+    pub tier_control: TierControl,
     /// Probability that the query is outside everything the classifier knows.
     pub out_of_scope: Probability,
     /// Word pieces read, special ones included.
@@ -68,6 +71,15 @@ pub struct Classification {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Language(pub &'static str);
+
+// === impl Classification ===
+
+impl Classification {
+    /// The tier to act on when under-routing is to stay below `1 - asked` over queries.
+    pub fn choose_tier(&self, asked: Probability) -> TierChoice {
+        TierChoice::controlled(self.tiers, asked, &self.tier_control)
+    }
+}
 
 // === impl Structures ===
 

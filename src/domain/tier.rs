@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Probability;
+use super::{Probability, TierControl};
 
 /// How capable a model a query needs, as an ordered class cut from difficulty.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -70,6 +70,11 @@ impl TierChoice {
         }
         // Rounding can leave the sum a hair under 1.
         Self { tier: Tier::Complex, suffices: Probability::ONE }
+    }
+
+    /// The lowest tier whose cumulative probability reaches what `control` says keeps the promise `asked`.
+    pub fn controlled(probabilities: [f32; 3], asked: Probability, control: &TierControl) -> Self {
+        Self::risk_controlled(probabilities, control.threshold(asked))
     }
 
     /// P(the query needs no more than `tier`), for a tier chosen by something else.

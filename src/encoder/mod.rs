@@ -6,17 +6,22 @@
 
 pub mod hub;
 
+mod attention;
 mod bert;
+mod gradient;
+mod layers;
 mod ops;
 mod tokenizer;
+mod tuning;
 
 use candle_core::{DType, Device};
 use ndarray::Array2;
 
 pub use bert::RaggedBatch;
 pub use tokenizer::{TextTokenizer, Tokens};
+pub use tuning::{CHANGES, TunableEncoder, Tuning};
 
-use crate::artifact::{Artifact, ArtifactError, EncoderManifest};
+use crate::artifact::{Artifact, ArtifactError, EncoderManifest, sha256_hex};
 
 /// Weights file of an encoder directory.
 pub const WEIGHTS: &str = "model.safetensors";
@@ -32,6 +37,7 @@ pub struct Encoder {
     bert: bert::Bert,
     device: Device,
     weights_sha256: String,
+    changes_sha256: Option<String>,
     name: String,
 }
 
@@ -66,31 +72,34 @@ pub enum EncoderError {
 // === impl Encoder ===
 
 impl Encoder {
-    /// Builds the encoder from a verified directory; `max_tokens` counts the two special ones.
+    /// Builds the encoder from a verified directory, with the content of [`CHANGES`] added where a classifier has
+    /// tuned it; `max_tokens` counts the two special ones.
     ///
     /// # Errors
     /// When a file is missing, malformed, or describes something other than a BERT encoder.
     pub fn load(
         artifact: &Artifact<EncoderManifest>,
+        changes: Option<&[u8]>,
         max_tokens: usize,
         device: &Device,
     ) -> Result<Self, EncoderError> {
-        let config: candle_transformers::models::bert::Config =
-            serde_json::from_slice(artifact.file(CONFIG)?).map_err(EncoderError::Config)?;
-        if !(3..=config.max_position_embeddings).contains(&max_tokens) {
+        let mut bert = open_bert(artifact, device)?;
+        if !(3..=bert.max_positions()).contains(&max_tokens) {
             return Err(EncoderError::Unsupported(format!(
                 "a sequence limit of {max_tokens} tokens; this encoder takes 3 to {}",
-                config.max_position_embeddings
+                bert.max_positions()
             )));
         }
-        let weights = artifact.file(WEIGHTS)?;
-        let vb = candle_nn::VarBuilder::from_slice_safetensors(weights, DType::F32, device)?;
+        if let Some(changes) = changes {
+            bert.apply_changes(changes, device)?;
+        }
         let weights_sha256 = artifact.manifest.files.get(WEIGHTS).map(|entry| entry.sha256.clone()).unwrap_or_default();
         Ok(Self {
             tokenizer: TextTokenizer::from_bytes(artifact.file(TOKENIZER)?, max_tokens)?,
-            bert: bert::Bert::load(&config, &vb)?,
+            bert,
             device: device.clone(),
             weights_sha256,
+            changes_sha256: changes.map(sha256_hex),
             name: artifact.manifest.name.clone(),
         })
     }
@@ -113,6 +122,13 @@ impl Encoder {
     /// SHA-256 of the weights file.
     pub fn weights_sha256(&self) -> &str {
         &self.weights_sha256
+    }
+
+    /// Tells apart encoders whose embeddings differ: the weights' hash, and that of the changes to them.
+    pub fn fingerprint(&self) -> String {
+        let short = |sha: &str| sha.get(..16).unwrap_or(sha).to_owned();
+        let changes = self.changes_sha256.as_deref().map(|sha| format!("+{}", short(sha)));
+        short(&self.weights_sha256) + &changes.unwrap_or_default()
     }
 
     /// Where it runs: `cpu` or `cuda:N`.
@@ -140,6 +156,14 @@ impl Encoder {
         }
         Ok(in_order)
     }
+}
+
+/// The graph with the weights of a verified directory.
+fn open_bert(artifact: &Artifact<EncoderManifest>, device: &Device) -> Result<bert::Bert, EncoderError> {
+    let config: candle_transformers::models::bert::Config =
+        serde_json::from_slice(artifact.file(CONFIG)?).map_err(EncoderError::Config)?;
+    let vb = candle_nn::VarBuilder::from_slice_safetensors(artifact.file(WEIGHTS)?, DType::F32, device)?;
+    bert::Bert::load(&config, &vb)
 }
 
 /// Opens the device named `cpu` or `cuda:N`.

@@ -79,9 +79,7 @@ impl InplaceOp3 for AddNorm {
             for ((x, residual), bias) in row.iter_mut().zip(&residual[at..]).zip(bias) {
                 *x += residual + bias;
             }
-            let mean = sum(row, |x| x) / width as f32;
-            let variance = sum(row, |x| (x - mean) * (x - mean)) / width as f32;
-            let factor = (variance + self.eps).sqrt().recip();
+            let (mean, factor) = moments(row, self.eps);
             for ((x, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
                 *x = (*x - mean) * factor * scale + shift;
             }
@@ -94,8 +92,16 @@ pub(super) fn norm_parameters(bias: &Tensor, scale: &Tensor, shift: &Tensor) -> 
     Tensor::stack(&[bias, scale, shift], 0)
 }
 
+/// Mean of a row, and the reciprocal of its standard deviation.
+pub(super) fn moments(row: &[f32], eps: f32) -> (f32, f32) {
+    let n = row.len() as f32;
+    let mean = sum(row, |x| x) / n;
+    let variance = sum(row, |x| (x - mean) * (x - mean)) / n;
+    (mean, (variance + eps).sqrt().recip())
+}
+
 /// Calls `work` with each row and where it starts.
-fn for_each_row(x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Result<()> {
+pub(super) fn for_each_row(x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Result<()> {
     if width == 0 || !x.len().is_multiple_of(width) {
         bail!("{} numbers are not rows of {width}", x.len());
     }
@@ -111,12 +117,12 @@ fn for_each_row(x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + 
     Ok(())
 }
 
-fn read<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(super) fn read<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("a tensor is not contiguous") };
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
-fn write<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+pub(super) fn write<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     let (Some((start, end)), CpuStorage::F32(numbers)) = (layout.contiguous_offsets(), storage) else {
         bail!("a tensor is not contiguous f32")
     };
@@ -137,6 +143,12 @@ fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 
 fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// The derivative of GELU: `Φ(x) + x φ(x)`.
+pub(super) fn gelu_slope(x: f32) -> f32 {
+    let density = (-0.5 * x * x).exp() * (std::f32::consts::FRAC_1_SQRT_2 * std::f32::consts::FRAC_2_SQRT_PI * 0.5);
+    0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density
 }
 
 /// The error function as a quotient of polynomials in `x²`, within 4e-7 of the true value; no branches, so that a

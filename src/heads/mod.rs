@@ -167,7 +167,8 @@ impl Heads {
         });
         HeadOutput {
             intent,
-            difficulty: Probability::saturating(f64::from(sigmoid(z))),
+            // In f64, so that the latent difficulty can be had back from it.
+            difficulty: Probability::saturating(1.0 / (1.0 + (-f64::from(z)).exp())),
             tiers: self.weights.tier_scale.probabilities(z),
             out_of_scope: Probability::saturating(f64::from(self.weights.out_of_scope.probability(signs))),
         }

@@ -9,6 +9,7 @@ pub mod detail;
 pub mod difficulty;
 pub mod intent;
 pub mod models;
+pub mod risk;
 pub mod routing;
 pub mod tier;
 
@@ -21,18 +22,22 @@ pub use detail::{Mistake, TokenBucket};
 pub use difficulty::{DifficultyFigures, DifficultySection};
 pub use intent::{IntentFigures, IntentSection};
 pub use models::{ModelPair, PairChoice};
-pub use routing::{RouterFigures, RoutingGroup, RoutingSection};
-pub use tier::{RiskRow, ServedTier, TierFigures, TierSection};
+pub use risk::{RiskRow, Verdict};
+pub use routing::{RouterFigures, RouterScore, RoutingGroup, RoutingSection};
+pub use tier::{ServedTier, TierFigures, TierSection};
 
 use super::dataset::Row;
 use super::metrics::Bootstrap;
 use super::scored::{ScoredRow, Scores};
+use crate::domain::TierControl;
 
 /// What to evaluate and how carefully.
 #[derive(Clone, Debug)]
 pub struct EvalOptions {
     /// The models to route between; `None`: the reference pair, or else the pair that most rows know.
     pub pair: Option<ModelPair>,
+    /// How the classifier turns an asked confidence into a threshold, where it is known.
+    pub tier_control: TierControl,
     /// How intervals are made.
     pub bootstrap: Bootstrap,
     /// Seeded random routers drawn as a baseline.
@@ -126,7 +131,7 @@ pub fn run(rows: &[Row], scored: &[ScoredRow], options: &EvalOptions) -> Evaluat
     let pair = models::choose_pair(&outcomes, options.pair.as_ref(), &mut notes);
     Evaluation {
         intent: intent::section(&cases, &options.bootstrap),
-        tier: tier::section(&cases, &options.bootstrap),
+        tier: tier::section(&cases, &options.tier_control, &options.bootstrap),
         difficulty: difficulty::section(&outcomes, pair.as_ref().map(|(pair, _)| pair), &options.bootstrap),
         routing: pair.and_then(|(pair, choice)| routing::section(&outcomes, &pair, choice, options)),
         comparison: None,
@@ -134,6 +139,13 @@ pub fn run(rows: &[Row], scored: &[ScoredRow], options: &EvalOptions) -> Evaluat
         counts,
         notes,
     }
+}
+
+/// The pair whose outcomes [`run`] compares on these rows; `None` where it would find none.
+pub fn pair_of(rows: &[Row], requested: Option<&ModelPair>) -> Option<ModelPair> {
+    let cases: Vec<Case<'_>> = rows.iter().map(|row| Case { row, scores: None }).collect();
+    let pair = models::choose_pair(&models::canonical_outcomes(&cases), requested, &mut Vec::new());
+    pair.map(|(pair, _)| pair)
 }
 
 /// Words of a text, as every length figure counts them.
@@ -145,7 +157,12 @@ pub fn n_words(text: &str) -> usize {
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { pair: None, bootstrap: Bootstrap::default(), n_random_routers: 200 }
+        Self {
+            pair: None,
+            tier_control: TierControl::default(),
+            bootstrap: Bootstrap::default(),
+            n_random_routers: 200,
+        }
     }
 }
 

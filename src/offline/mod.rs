@@ -2,8 +2,10 @@
 //!
 //! Uses the classifier and what lies below it; nothing that serves requests uses this.
 
+pub mod ability;
 pub mod dataset;
 pub mod evaluate;
+pub mod gain;
 pub mod import;
 pub mod metrics;
 pub mod perturb;

@@ -12,10 +12,7 @@ use serde::Serialize;
 use super::dataset::Row;
 use super::metrics::{Bootstrap, Estimate, mcnemar_greater, mean, wilson_interval};
 use super::perturb::{Perturbation, Pool, perturb, seed_of};
-use super::score::score_texts;
 use super::scored::{ScoredRow, Scores};
-use crate::classifier::Classifier;
-use crate::domain::Probability;
 
 /// A row's text or a changed copy of it.
 #[derive(Clone, Debug)]
@@ -131,7 +128,7 @@ pub const SIGNIFICANT: f64 = 0.05;
 /// Seed of every change; another gives other typing errors and other phrases of the same pool.
 const SEED: u64 = 20_261_121;
 
-/// The rows, each followed by its changed copies: what [`observe`] has a model score.
+/// The rows, each followed by its changed copies: what a model is to score.
 pub fn trials(rows: &[Row]) -> Vec<Trial> {
     let mut trials = Vec::with_capacity(rows.len() * (1 + Perturbation::ALL.len()));
     for (index, row) in rows.iter().enumerate() {
@@ -145,15 +142,9 @@ pub fn trials(rows: &[Row]) -> Vec<Trial> {
     trials
 }
 
-/// Has a model score the trials and compares each with its row; `progress` is told how many are done.
-pub fn observe(
-    classifier: &Classifier,
-    trials: &[Trial],
-    min_confidence: Probability,
-    progress: &dyn Fn(u64),
-) -> Changes {
-    let texts: Vec<(&str, &str)> = trials.iter().map(|trial| (trial.id.as_str(), trial.text.as_str())).collect();
-    Changes::of(trials, &score_texts(classifier, &texts, min_confidence, progress))
+/// What a model is to score, in the order of the trials.
+pub fn texts(trials: &[Trial]) -> impl Iterator<Item = (&str, &str)> {
+    trials.iter().map(|trial| (trial.id.as_str(), trial.text.as_str()))
 }
 
 /// The figures of one model.
@@ -180,7 +171,8 @@ pub fn gate(new: &Changes, old: &Changes) -> Vec<GateRow> {
 // === impl Changes ===
 
 impl Changes {
-    fn of(trials: &[Trial], scored: &[ScoredRow]) -> Self {
+    /// Compares the scores of each trial, in order, with those of its row.
+    pub fn of(trials: &[Trial], scored: &[ScoredRow]) -> Self {
         let mut changes = Self::default();
         let mut original: Option<&Scores> = None;
         for (trial, scored) in trials.iter().zip(scored) {
@@ -307,7 +299,7 @@ impl Verdict {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::domain::Tier;
+    use crate::domain::{Probability, Tier};
     use crate::offline::evaluate::tests::{row, scores};
 
     /// Changes of a model that, of 100 rows in lower case, flips the tier of the given ones upward.

@@ -8,9 +8,10 @@ use std::io::{BufRead, Write};
 
 use rayon::prelude::*;
 
+use super::gain::AbilityPair;
 use super::scored::{ScoredRow, Scores, TierProbabilities};
 use crate::classifier::{Classifier, Input};
-use crate::domain::{Classification, Probability, Query, TierChoice};
+use crate::domain::{Classification, Probability, Query};
 use crate::text;
 
 /// What a run came to.
@@ -20,6 +21,15 @@ pub struct ScoreCounts {
     pub n_scored: usize,
     /// Rows with an error.
     pub n_errors: usize,
+}
+
+/// What a run asks of the classifier.
+#[derive(Clone, Debug)]
+pub struct ScoreOptions {
+    /// P(the tier suffices) that the chosen tier must reach.
+    pub min_confidence: Probability,
+    /// The models that gain is measured between.
+    pub pair: AbilityPair,
 }
 
 /// Why a run stopped: the input or output file, never a row.
@@ -62,7 +72,7 @@ pub fn score(
     classifier: &Classifier,
     mut input: impl BufRead,
     mut output: impl Write,
-    min_confidence: Probability,
+    options: &ScoreOptions,
     progress: &dyn Fn(u64),
 ) -> Result<ScoreCounts, ScoreError> {
     let mut counts = ScoreCounts::default();
@@ -86,7 +96,7 @@ pub fn score(
             return Ok(counts);
         }
         let pending = lines.par_iter().map(|(number, line)| prepare(classifier, *number, line)).collect();
-        for row in classify(classifier, pending, min_confidence) {
+        for row in classify(classifier, pending, options) {
             counts.n_scored += usize::from(row.result.is_ok());
             counts.n_errors += usize::from(row.result.is_err());
             serde_json::to_writer(&mut output, &row)?;
@@ -97,20 +107,25 @@ pub fn score(
     }
 }
 
-/// Scores texts that are at hand, given with their ids; `progress` is told how many are done.
-pub fn score_texts(
+/// Scores texts in memory, in their order; `progress` is told the share that is done.
+///
+/// # Errors
+/// None that a text can cause: see [`score`].
+pub fn score_texts<'a>(
     classifier: &Classifier,
-    texts: &[(&str, &str)],
-    min_confidence: Probability,
-    progress: &dyn Fn(u64),
-) -> Vec<ScoredRow> {
-    let mut rows = Vec::with_capacity(texts.len());
-    for chunk in texts.chunks(CHUNK_LINES) {
-        let prepare = |(id, text): &(&str, &str)| prepare_text(classifier, (*id).to_owned(), (*text).to_owned());
-        rows.extend(classify(classifier, chunk.par_iter().map(prepare).collect(), min_confidence));
-        progress(rows.len() as u64);
+    texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    options: &ScoreOptions,
+    progress: &dyn Fn(f64),
+) -> Result<Vec<ScoredRow>, ScoreError> {
+    let mut lines = Vec::new();
+    for (id, text) in texts {
+        serde_json::to_writer(&mut lines, &serde_json::json!({ "id": id, "text": text }))?;
+        lines.push(b'\n');
     }
-    rows
+    let (mut output, n_bytes) = (Vec::new(), lines.len().max(1) as f64);
+    score(classifier, lines.as_slice(), &mut output, options, &|done| progress(done as f64 / n_bytes))?;
+    let rows = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    Ok(rows.map(serde_json::from_slice).collect::<Result<_, _>>()?)
 }
 
 fn prepare(classifier: &Classifier, number: usize, line: &[u8]) -> Pending {
@@ -141,7 +156,7 @@ fn id_of(line: &[u8]) -> Option<String> {
 }
 
 /// Classifies in passes of texts of similar length, back in order.
-fn classify(classifier: &Classifier, pending: Vec<Pending>, min_confidence: Probability) -> Vec<ScoredRow> {
+fn classify(classifier: &Classifier, pending: Vec<Pending>, options: &ScoreOptions) -> Vec<ScoredRow> {
     let mut results: Vec<Option<Result<Scores, String>>> = Vec::with_capacity(pending.len());
     results.resize_with(pending.len(), || None);
     let mut order: Vec<(usize, &Input, bool)> = pending
@@ -161,7 +176,7 @@ fn classify(classifier: &Classifier, pending: Vec<Pending>, min_confidence: Prob
         match classifier.classify(&inputs) {
             Ok(classifications) => {
                 for ((index, _, cut), classification) in pass.iter().zip(classifications) {
-                    results[*index] = Some(Ok(scores(&classification, *cut, min_confidence)));
+                    results[*index] = Some(Ok(scores(&classification, *cut, options)));
                 }
             }
             Err(error) => {
@@ -185,8 +200,8 @@ fn classify(classifier: &Classifier, pending: Vec<Pending>, min_confidence: Prob
         .collect()
 }
 
-fn scores(classification: &Classification, bytes_cut: bool, min_confidence: Probability) -> Scores {
-    let choice = TierChoice::risk_controlled(classification.tiers, min_confidence);
+fn scores(classification: &Classification, bytes_cut: bool, options: &ScoreOptions) -> Scores {
+    let choice = classification.choose_tier(options.min_confidence);
     let [simple, medium, complex] = classification.tiers;
     let intent_probs: BTreeMap<String, f32> =
         classification.intent.iter().map(|(label, p)| (label.to_string(), p)).collect();
@@ -199,6 +214,6 @@ fn scores(classification: &Classification, bytes_cut: bool, min_confidence: Prob
         confidence: choice.suffices,
         tokens: classification.tokens_used,
         truncated: bytes_cut || classification.tokens_cut > 0,
-        gain: None,
+        gain: Some(options.pair.gain(classification.difficulty)),
     }
 }

@@ -232,11 +232,14 @@ impl<'a> Course<'a> {
         let (wanted, tiers) = match (self.classification, safe_tier) {
             (Some(classification), None) => {
                 let asked = self.scope.min_confidence(&intent.label);
-                let choice = TierChoice::risk_controlled(classification.tiers, asked);
+                let choice = classification.choose_tier(asked);
+                let needed = classification.tier_control.threshold(asked);
+                // Over queries the asked confidence is kept by a threshold of its own.
+                let why = if needed == asked { String::new() } else { format!(", which keeps {:.2}", asked.value()) };
                 let text = format!(
-                    "{} is the lowest tier that suffices with at least {:.2}: {:.2}",
+                    "{} is the lowest tier that suffices with at least {:.2}{why}: {:.2}",
                     choice.tier,
-                    asked.value(),
+                    needed.value(),
                     choice.suffices.value()
                 );
                 self.reason(ReasonCode::TierRiskControlled, choice.tier.as_str(), text);

@@ -192,7 +192,7 @@ impl Router {
         };
         let min_confidence = crate::domain::Probability::saturating(DEFAULT_MIN_CONFIDENCE);
         Ok(Signalled {
-            tier: TierChoice::risk_controlled(classification.tiers, min_confidence),
+            tier: classification.choose_tier(min_confidence),
             cached: consulted.cached,
             input: input_report(&prepared, Some(&classification)),
             timings: clock.stop(),

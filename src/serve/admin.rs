@@ -64,6 +64,7 @@ async fn version(State(admin): State<Admin>) -> impl IntoResponse {
     let loaded = admin.backend.ready().map(|ready| {
         serde_json::json!({
             "classifier": ready.router.classifier().reference(),
+            "reference_pair": ready.router.classifier().reference_pair(),
             "policy": ready.router.policies().snapshot().policy_ref(),
         })
     });

@@ -135,12 +135,18 @@ fn score_keeps_the_order_and_tells_what_it_cannot_score() {
         assert!((0.0..=1.0).contains(&row["difficulty"].as_f64().unwrap()), "{row}");
         assert!((0.0..=1.0).contains(&row["confidence"].as_f64().unwrap()), "{row}");
         assert!(["simple", "medium", "complex"].contains(&row["tier"].as_str().unwrap()), "{row}");
+        assert!(row["gain"].as_f64().is_some_and(|gain| gain > 0.0 && gain < 1.0), "{row}");
         assert_eq!(row["truncated"], row["id"] == "long", "{row}");
         assert!(row["tokens"].as_u64().is_some_and(|n| (3..=256).contains(&n)), "{row}");
     }
 
     let (code, _, err) = run(&["score", "--input", "/nowhere.jsonl", "--output", text_of(&output)]);
     assert!(code == 1 && err.contains("/nowhere.jsonl"), "{err}");
+    let files = ["score", "--input", text_of(&input), "--output", text_of(&output)];
+    let (code, _, err) = run(&[&files[..], &["--pair", "-1,1.5"]].concat());
+    assert!(code == 0 && err.contains("ability 1.50 over a model of ability -1.00"), "{err}");
+    let (code, _, err) = run(&[&files[..], &["--pair", "nobody,2"]].concat());
+    assert!(code == 1 && err.contains("no abilit") && err.contains("nobody"), "{err}");
 }
 
 #[test]
@@ -168,7 +174,16 @@ fn eval_writes_text_json_and_a_page_that_needs_nothing_else() {
     assert_eq!(code, 0, "{err}");
     let (code, from_file, err) = run(&[&common[..], &["--scored", text_of(&scored)], &outputs[4..]].concat());
     assert_eq!(code, 0, "{err}");
-    assert_eq!(from_model, from_file, "scoring now and reading what was scored give the same figures");
+    // Only the classifier knows its control.
+    let shared = |report: &str| -> Vec<String> {
+        let tables = report.split("\n\n").filter(|part| !part.contains("with the classifier's control"));
+        tables.map(str::to_owned).collect()
+    };
+    assert_eq!(
+        shared(&from_model),
+        shared(&from_file),
+        "scoring now and reading what was scored give the same figures"
+    );
     for part in ["macro-F1", "APGR", "CPT(50)", "CPT(80)", "oracle", "random"] {
         assert!(from_model.to_lowercase().contains(&part.to_lowercase()), "{part} is not in\n{from_model}");
     }
@@ -189,6 +204,29 @@ fn eval_writes_text_json_and_a_page_that_needs_nothing_else() {
     for reference in ["src=", "href=\"http", "url(http", "@import", "<script"] {
         assert!(!page.contains(reference), "the page has {reference}");
     }
+}
+
+#[test]
+fn ability_fit_prints_what_a_policy_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("graded.jsonl");
+    let texts = ["What is 2 + 2?", "Prove that there are infinitely many primes", "Say hello", "Name a colour"];
+    write_lines(
+        &rows,
+        (0..40).map(|i| json!({"id": i.to_string(), "text": texts[i % 4], "score": u8::from(i % 4 != 1)})),
+    );
+    let fit = ["ability", "fit", "--outcomes", text_of(&rows)];
+    let (code, out, err) = run(&[&fit[..], &["--name", "new-model"]].concat());
+    assert_eq!(code, 0, "{err}");
+    let pasted = out.lines().find_map(|line| line.strip_prefix("ability: ")).unwrap();
+    let ability: f64 = pasted.split("  # ").next().unwrap().parse().unwrap();
+    assert!(pasted.contains("40 answers, classifier default"), "{pasted}");
+    let report = json_of(&[&fit[..], &["--name", "new-model", "--json"]].concat());
+    let fitted = &report["models"][0];
+    assert!((fitted["ability"].as_f64().unwrap() - ability).abs() < 0.006, "{report}");
+    assert_eq!((&fitted["answers"], &fitted["mean_score"]), (&json!(40), &json!(0.75)));
+    let (code, _, err) = run(&fit);
+    assert!(code == 1 && err.contains("--name"), "{err}");
 }
 
 #[test]

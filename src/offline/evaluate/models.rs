@@ -34,9 +34,10 @@ pub(super) struct OutcomeCase<'a> {
     pub(super) outcomes: BTreeMap<String, f64>,
 }
 
-/// The pair of the published routing tables.
-const REFERENCE_WEAK: &str = "mixtral-8x7b-instruct";
-const REFERENCE_STRONG: &str = "gpt-4-1106";
+/// The cheaper model of the pair that the published routing tables are about.
+pub const REFERENCE_WEAK: &str = "mixtral-8x7b-instruct";
+/// The better model of that pair.
+pub const REFERENCE_STRONG: &str = "gpt-4-1106";
 
 /// What marks a release or a re-run rather than another model.
 const DROPPED_SUFFIXES: [&str; 3] = ["-preview", "-hf", "-v0-1"];

@@ -30,7 +30,7 @@ pub struct RoutingSection {
     pub strong_quality: f64,
     /// The router under test.
     pub router: RouterFigures,
-    /// What it has to beat, and what cannot be beaten.
+    /// What it has to beat, and what cannot be beaten; difficulty among them where it is not the router's score.
     pub baselines: Vec<RouterFigures>,
     /// APGR of the router less that of prompt length in bytes, on the same resamples.
     pub apgr_over_bytes: Option<Estimate>,
@@ -74,6 +74,8 @@ pub struct RoutingGroup {
     pub cpt_50: Option<Estimate>,
     /// CPT(80) of the router.
     pub cpt_80: Option<Estimate>,
+    /// APGR of difficulty.
+    pub apgr_difficulty: Option<Estimate>,
     /// APGR of prompt length in bytes.
     pub apgr_bytes: Option<Estimate>,
     /// APGR of the oracle.
@@ -86,7 +88,7 @@ pub struct RoutingGroup {
 pub enum RouterScore {
     /// Expected gain of the strong model; every scored row has it.
     Gain,
-    /// Difficulty; some scored row has no gain, and the two cannot be mixed.
+    /// Difficulty, since some scored row has no gain and the two cannot be mixed.
     Difficulty,
 }
 
@@ -98,6 +100,7 @@ const N_DRAWN_POINTS: usize = 51;
 struct Judged<'a> {
     row: &'a Row,
     score: f64,
+    difficulty: f64,
     n_bytes: f64,
     n_words: f64,
     weak: f64,
@@ -130,19 +133,22 @@ pub(super) fn section(
         cpt_80: None,
         curve: vec![CurvePoint { strong_share: share, quality }],
     };
-    let baselines = vec![
+    let ranked = |name: &str, score: fn(&Judged<'_>) -> f64| {
+        figures(name, &judged, bootstrap, |rows| Curve::of(&resampled(&judged, rows, score)))
+    };
+    let mut baselines = match score {
+        RouterScore::Gain => vec![ranked("router by difficulty", |row| row.difficulty)?],
+        RouterScore::Difficulty => Vec::new(),
+    };
+    baselines.extend([
         fixed("always weak", 0.0, weak_quality),
         fixed("always strong", 1.0, strong_quality),
         random_expected(&judged)?,
         random_drawn(&judged, options),
-        figures("prompt length (bytes)", &judged, bootstrap, |rows| {
-            Curve::of(&resampled(&judged, rows, |r| r.n_bytes))
-        })?,
-        figures("prompt length (words)", &judged, bootstrap, |rows| {
-            Curve::of(&resampled(&judged, rows, |r| r.n_words))
-        })?,
+        ranked("prompt length (bytes)", |row| row.n_bytes)?,
+        ranked("prompt length (words)", |row| row.n_words)?,
         figures("oracle", &judged, bootstrap, |rows| Curve::oracle(&resampled(&judged, rows, |r| r.score)))?,
-    ];
+    ]);
     let breakdown = |by: GroupBy| {
         let groups = by.split(&judged, |judged| judged.row);
         groups.into_iter().filter_map(|(group, judged)| group_figures(group, &judged, bootstrap)).collect()
@@ -155,7 +161,7 @@ pub(super) fn section(
         n_not_scored: known.len() - judged.len(),
         weak_quality,
         strong_quality,
-        router: figures("router", &judged, bootstrap, |rows| Curve::of(&resampled(&judged, rows, |r| r.score)))?,
+        router: ranked(&format!("router by {}", score.as_str()), |row| row.score)?,
         baselines,
         apgr_over_bytes,
         by_source: breakdown(GroupBy::Source),
@@ -206,6 +212,7 @@ fn judge<'a>(row: &OutcomeCase<'a>, pair: &ModelPair, score: RouterScore) -> Opt
             RouterScore::Gain => scores.gain?,
             RouterScore::Difficulty => scores.difficulty.value(),
         },
+        difficulty: scores.difficulty.value(),
         n_bytes: text.len() as f64,
         n_words: n_words(text) as f64,
         weak: *row.outcomes.get(&pair.weak)?,
@@ -271,10 +278,10 @@ fn random_drawn(judged: &[Judged<'_>], options: &EvalOptions) -> RouterFigures {
 
 fn group_figures(group: String, judged: &[Judged<'_>], bootstrap: &Bootstrap) -> Option<RoutingGroup> {
     let plain = Curve::of(&routables(judged, |row| row.score))?;
-    let [apgr, cpt_50, cpt_80, apgr_bytes] = bootstrap.estimates(judged.len(), |rows| {
+    let [apgr, cpt_50, cpt_80, apgr_difficulty, apgr_bytes] = bootstrap.estimates(judged.len(), |rows| {
         let [apgr, cpt_50, cpt_80] = summary(Curve::of(&resampled(judged, rows, |row| row.score)).as_ref());
-        let bytes = Curve::of(&resampled(judged, rows, |row| row.n_bytes)).and_then(|curve| curve.apgr());
-        [apgr, cpt_50, cpt_80, bytes]
+        let of = |score| Curve::of(&resampled(judged, rows, score)).and_then(|curve| curve.apgr());
+        [apgr, cpt_50, cpt_80, of(|row: &Judged<'_>| row.difficulty), of(|row| row.n_bytes)]
     });
     Some(RoutingGroup {
         group,
@@ -284,6 +291,7 @@ fn group_figures(group: String, judged: &[Judged<'_>], bootstrap: &Bootstrap) ->
         apgr,
         cpt_50,
         cpt_80,
+        apgr_difficulty,
         apgr_bytes,
         apgr_oracle: Curve::oracle(&routables(judged, |row| row.score)).and_then(|curve| curve.apgr()),
     })
@@ -349,8 +357,12 @@ mod tests {
     #[test]
     fn gain_is_used_only_when_every_row_has_it() {
         let reversed = section_of(|i, scores| scores.gain = Some(-(i as f64)));
-        assert_eq!(reversed.score, RouterScore::Gain);
+        assert_eq!((reversed.score, reversed.router.name.as_str()), (RouterScore::Gain, "router by gain"));
         assert!(reversed.router.apgr.unwrap().value < 0.3);
+        let (difficulty, group) = (&reversed.baselines[0], &reversed.by_source[0]);
+        assert_eq!(difficulty.name, "router by difficulty");
+        assert!((difficulty.apgr.unwrap().value - 0.75).abs() < 1e-9, "both rankings stand beside each other");
+        assert_eq!(group.apgr_difficulty.unwrap().value, difficulty.apgr.unwrap().value);
         let mixed = section_of(|i, scores| scores.gain = (i > 0).then_some(-(i as f64)));
         assert_eq!(mixed.score, RouterScore::Difficulty);
     }

@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::compare::{self, PairedFigure, judge_both};
 use super::detail::{self, Mistake, Said, TokenBucket};
+use super::risk::{self, RiskRow};
 use super::{Case, GroupBy};
-use crate::domain::{Probability, Tier, TierChoice};
+use crate::domain::{Tier, TierControl};
 use crate::offline::metrics::calibration::N_BINS;
 use crate::offline::metrics::{
     Bootstrap, ClassScores, Confusion, Estimate, ReliabilityBin, brier, expected_calibration_error, mean, reliability,
@@ -35,8 +36,10 @@ pub struct TierSection {
     pub reliability: Vec<ReliabilityBin>,
     /// What the scored file's own `tier` and `confidence` are worth.
     pub served: ServedTier,
-    /// The risk-controlled tier at several promises.
+    /// The risk-controlled tier at several promises, the asked confidence being the threshold.
     pub risk: Vec<RiskRow>,
+    /// The same with the thresholds of the classifier's own control; empty where none is known.
+    pub risk_with_control: Vec<RiskRow>,
     /// By where rows come from.
     pub by_source: Vec<TierFigures>,
     /// By words.
@@ -60,21 +63,6 @@ pub struct ServedTier {
     pub suffices_ece: f64,
 }
 
-/// The risk-controlled tier at one `min_confidence`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct RiskRow {
-    /// The promise: at most `1 - min_confidence` of rows are under-routed.
-    pub min_confidence: f64,
-    /// Share whose chosen tier is below the true one, with its Wilson interval.
-    pub under_routed: Estimate,
-    /// Share whose chosen tier is above the true one.
-    pub over_routed: f64,
-    /// Share given each tier, cheapest first.
-    pub tier_shares: [f64; 3],
-    /// Whether the promise is kept on these rows.
-    pub kept: bool,
-}
-
 /// The figures of a part of the rows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TierFigures {
@@ -90,9 +78,6 @@ pub struct TierFigures {
     pub under_routed_at_80: f64,
 }
 
-/// The promises reported.
-const MIN_CONFIDENCES: [f64; 5] = [0.6, 0.7, 0.8, 0.9, 0.95];
-
 /// One scored row.
 #[derive(Clone, Copy)]
 struct Judged<'a> {
@@ -106,7 +91,7 @@ struct Judged<'a> {
 }
 
 /// `None` where no scored row carries a tier.
-pub(super) fn section(cases: &[Case<'_>], bootstrap: &Bootstrap) -> Option<TierSection> {
+pub(super) fn section(cases: &[Case<'_>], control: &TierControl, bootstrap: &Bootstrap) -> Option<TierSection> {
     let labelled: Vec<Case<'_>> = cases.iter().copied().filter(|case| case.row.tier.is_some()).collect();
     let judged: Vec<Judged<'_>> = labelled.iter().filter_map(|case| judge(*case)).collect();
     let confusion = confusion(&judged);
@@ -127,7 +112,8 @@ pub(super) fn section(cases: &[Case<'_>], bootstrap: &Bootstrap) -> Option<TierS
         confusion,
         reliability: bins,
         served: served(&judged)?,
-        risk: MIN_CONFIDENCES.iter().filter_map(|promise| risk(&judged, *promise)).collect(),
+        risk: risk::table(&risk_rows(&judged), &TierControl::default()),
+        risk_with_control: if control.is_empty() { Vec::new() } else { risk::table(&risk_rows(&judged), control) },
         by_source: breakdown(GroupBy::Source, &judged),
         by_length: breakdown(GroupBy::Length, &judged),
         by_tokens: detail::by_tokens(&said),
@@ -177,25 +163,8 @@ fn served(judged: &[Judged<'_>]) -> Option<ServedTier> {
     })
 }
 
-fn risk(judged: &[Judged<'_>], min_confidence: f64) -> Option<RiskRow> {
-    let chosen: Vec<(Tier, Tier)> = judged
-        .iter()
-        .map(|row| {
-            let promise = Probability::saturating(min_confidence);
-            (TierChoice::risk_controlled(row.probabilities, promise).tier, row.truth)
-        })
-        .collect();
-    let n = chosen.len() as f64;
-    let count = |hit: &dyn Fn(Tier, Tier) -> bool| chosen.iter().filter(|(tier, truth)| hit(*tier, *truth)).count();
-    let under_routed = wilson_interval(count(&|tier, truth| tier < truth), chosen.len())?;
-    Some(RiskRow {
-        min_confidence,
-        under_routed,
-        over_routed: count(&|tier, truth| tier > truth) as f64 / n,
-        tier_shares: Tier::ALL.map(|wanted| count(&|tier, _| tier == wanted) as f64 / n),
-        // 1 - 0.8 is a hair under 0.2.
-        kept: under_routed.value <= 1.0 - min_confidence + 1e-9,
-    })
+fn risk_rows(judged: &[Judged<'_>]) -> Vec<([f32; 3], Tier)> {
+    judged.iter().map(|row| (row.probabilities, row.truth)).collect()
 }
 
 fn breakdown(by: GroupBy, judged: &[Judged<'_>]) -> Vec<TierFigures> {
@@ -207,7 +176,7 @@ fn breakdown(by: GroupBy, judged: &[Judged<'_>]) -> Vec<TierFigures> {
                 n: rows.len(),
                 accuracy: confusion(&rows).accuracy()?,
                 ece: expected_calibration_error(&bins(&rows))?,
-                under_routed_at_80: risk(&rows, 0.8)?.under_routed.value,
+                under_routed_at_80: risk::row(&risk_rows(&rows), 0.8, &TierControl::default())?.under_routed.value,
             })
         })
         .collect()
@@ -239,10 +208,10 @@ mod tests {
         // Risk control picks simple up to 0.65, medium up to 0.85, complex beyond.
         let scores = scores("code", [0.65, 0.2, 0.15], 0.1);
         let cases: Vec<Case<'_>> = rows.iter().map(|row| Case { row, scores: Some(&scores) }).collect();
-        let section = section(&cases, &quick().bootstrap).unwrap();
+        let section = section(&cases, &TierControl::default(), &quick().bootstrap).unwrap();
         let under: Vec<f64> = section.risk.iter().map(|row| row.under_routed.value).collect();
         assert_eq!(under, [0.75, 0.5, 0.5, 0.0, 0.0]);
-        assert_eq!(section.risk.iter().map(|row| row.kept).collect::<Vec<_>>(), [false, false, false, true, true]);
+        assert!(section.risk_with_control.is_empty());
         assert_eq!(section.risk[1].tier_shares, [0.0, 1.0, 0.0]);
         assert_eq!(section.accuracy.value, 0.25);
         // The scored file says medium throughout, sufficient with probability 0.85; it suffices for 2 of 4.

@@ -3,6 +3,7 @@
 //! What is undefined (no rows, one class only, no gap between two models) is `None`, never 0 or NaN. Nothing here knows
 //! of rows, files or reports.
 
+pub mod binomial;
 pub mod calibration;
 pub mod classification;
 pub mod paired;

@@ -72,6 +72,9 @@ fn provenance_table(provenance: &Provenance) -> String {
     for ModelRef { name, version, sha256 } in provenance.model.iter().chain(&provenance.compared) {
         rows.push(("model", format!("{}<br>manifest sha256 {}", escape(&format!("{name} {version}")), code(sha256))));
     }
+    if let Some(gain) = &provenance.gain {
+        rows.push(("gain", escape(gain)));
+    }
     for input in &provenance.inputs {
         rows.push(("input", format!("{}<br>sha256 {}", escape(&input.name), code(&input.sha256))));
     }

@@ -35,6 +35,8 @@ pub struct Provenance {
     /// The model it was compared with, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compared: Option<ModelRef>,
+    /// What gain was measured between, where the rows were scored for this evaluation.
+    pub gain: Option<String>,
     /// The command line.
     pub command: String,
     /// When, as the caller writes dates.
@@ -175,6 +177,7 @@ pub(crate) mod tests {
             inputs: vec![FileRef { name: "rows & more.jsonl".into(), sha256: "ab".repeat(32) }],
             model: Some(ModelRef { name: "default".into(), version: "1".into(), sha256: "cd".repeat(32) }),
             compared: None,
+            gain: Some("b (ability 2.00) over a (ability 0.00)".into()),
             command: "pointsman eval --input \"rows & more.jsonl\"".into(),
             date: "2030-01-02".into(),
         }

@@ -28,7 +28,7 @@ const NEUTRAL: RGBColor = RGBColor(120, 120, 120);
 /// What stands out from the tested.
 const CONTRAST: RGBColor = RGBColor(200, 90, 1);
 /// The lines of the cost-quality curve: the router, then its baselines in their order.
-pub(super) const PALETTE: [RGBColor; 7] = [
+pub(super) const PALETTE: [RGBColor; 8] = [
     TESTED,
     RGBColor(150, 40, 140),
     RGBColor(20, 130, 140),
@@ -36,6 +36,7 @@ pub(super) const PALETTE: [RGBColor; 7] = [
     CONTRAST,
     RGBColor(150, 110, 20),
     RGBColor(20, 140, 60),
+    RGBColor(180, 30, 70),
 ];
 
 const SIZE: (u32, u32) = (640, 420);
@@ -154,7 +155,7 @@ mod tests {
         let (svg, legend) = cost_quality(evaluation.routing.as_ref().unwrap()).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
-        assert_eq!(legend[0].name, "router");
+        assert_eq!(legend[0].name, "router by difficulty");
         assert_eq!(legend.len(), 7, "drawn random routers have no curve");
         assert!(reliability(&evaluation.intent.unwrap().reliability, SQUARE).unwrap().contains("<circle"));
         assert!(reliability(&[], SMALL).unwrap().starts_with("<svg"));

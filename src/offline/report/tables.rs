@@ -3,7 +3,8 @@
 use crate::domain::Tier;
 use crate::offline::evaluate::{
     Comparison, Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection, Mistake,
-    PairChoice, RouterFigures, RoutingGroup, RoutingSection, TierFigures, TierSection, TokenBucket,
+    PairChoice, RiskRow, RouterFigures, RouterScore, RoutingGroup, RoutingSection, TierFigures, TierSection,
+    TokenBucket,
 };
 use crate::offline::metrics::{ClassScores, Confusion, Estimate};
 
@@ -137,24 +138,6 @@ fn intent(section: &IntentSection) -> Section {
 
 fn tier(section: &TierSection) -> Section {
     let served = &section.served;
-    let risk = section
-        .risk
-        .iter()
-        .map(|row| {
-            let [simple, medium, complex] = row.tier_shares.map(percent);
-            vec![
-                format!("{:.2}", row.min_confidence),
-                estimate(Some(row.under_routed)),
-                figure(1.0 - row.min_confidence),
-                if row.kept { "yes" } else { "no" }.to_owned(),
-                percent(row.over_routed),
-                simple,
-                medium,
-                complex,
-            ]
-        })
-        .collect();
-    let [simple, medium, complex] = Tier::ALL.map(Tier::as_str);
     let group = |g: &TierFigures| {
         vec![g.group.clone(), g.n.to_string(), percent(g.accuracy), figure(g.ece), percent(g.under_routed_at_80)]
     };
@@ -166,6 +149,10 @@ fn tier(section: &TierSection) -> Section {
             measured_on(section.n, section.n_not_scored, "a tier"),
             "Accuracy, calibration and confusion are of the most probable tier. A row is under-routed when the chosen \
              tier is below the true one."
+                .to_owned(),
+            "The promise of min_confidence is a share over queries. It is within its allowance when even the one-sided \
+             95 % upper bound is (Clopper and Pearson's; Hoeffding's stands beside it), violated when even the lower \
+             bound is not, and otherwise not shown by so few rows."
                 .to_owned(),
         ],
         tables: vec![
@@ -183,11 +170,8 @@ fn tier(section: &TierSection) -> Section {
                     vec!["ECE of confidence (the tier suffices)".to_owned(), figure(served.suffices_ece)],
                 ],
             ),
-            Table::new(
-                "Risk-controlled tier",
-                &["min_confidence", "under-routed", "promised", "kept", "over-routed", simple, medium, complex],
-                risk,
-            ),
+            risk("Risk-controlled tier", &section.risk),
+            risk("Risk-controlled tier, with the classifier's control", &section.risk_with_control),
             classes("Tier by label", "tier", &section.classes),
             confusion("Tier confusion (rows: truth; columns: prediction)", &section.confusion),
             Table::new("Tier by source", &header, section.by_source.iter().map(group).collect()),
@@ -195,6 +179,40 @@ fn tier(section: &TierSection) -> Section {
             tokens("Tier by length of input", &section.by_tokens),
         ],
     }
+}
+
+fn risk(title: &str, rows: &[RiskRow]) -> Table {
+    let [simple, medium, complex] = Tier::ALL.map(Tier::as_str);
+    let header = [
+        "min_confidence",
+        "threshold",
+        "under-routed",
+        "allowed",
+        "at most (exact)",
+        "at most (Hoeffding)",
+        "verdict",
+        "over-routed",
+        simple,
+        medium,
+        complex,
+    ];
+    let line = |row: &RiskRow| {
+        let [simple, medium, complex] = row.tier_shares.map(percent);
+        vec![
+            format!("{:.2}", row.min_confidence),
+            figure(row.threshold),
+            estimate(Some(row.under_routed)),
+            figure(row.allowed),
+            figure(row.upper_bound),
+            figure(row.hoeffding_bound),
+            row.verdict.as_str().to_owned(),
+            percent(row.over_routed),
+            simple,
+            medium,
+            complex,
+        ]
+    };
+    Table::new(title, &header, rows.iter().map(line).collect())
 }
 
 fn difficulty(section: &DifficultySection) -> Section {
@@ -249,13 +267,32 @@ fn routing(section: &RoutingSection) -> Section {
             percent(g.weak_quality),
             percent(g.strong_quality),
             estimate(g.apgr),
+            estimate(g.apgr_difficulty),
             estimate(g.apgr_bytes),
             g.apgr_oracle.map_or_else(|| UNDEFINED.to_owned(), figure),
             estimate(g.cpt_50),
             estimate(g.cpt_80),
         ]
     };
-    let header = ["group", "n", "weak", "strong", "APGR", "APGR bytes", "APGR oracle", "CPT(50)", "CPT(80)"];
+    let by_score = format!("APGR {}", section.score.as_str());
+    let header = [
+        "group",
+        "n",
+        "weak",
+        "strong",
+        &by_score,
+        "APGR difficulty",
+        "APGR bytes",
+        "APGR oracle",
+        "CPT(50)",
+        "CPT(80)",
+    ];
+    let ordered = match section.score {
+        RouterScore::Gain => "The router orders queries by gain, the expected gain of the strong model",
+        RouterScore::Difficulty => {
+            "The router orders queries by difficulty: some scored row has no gain (score again to have it)"
+        }
+    };
     let choice = match section.choice {
         PairChoice::Requested => "as requested",
         PairChoice::Reference => "the reference pair",
@@ -270,12 +307,11 @@ fn routing(section: &RoutingSection) -> Section {
             measured_on(section.n, section.n_not_scored, "outcomes of both models"),
             format!(
                 "Weak: {} (quality {}). Strong: {} (quality {}); {choice}. Names are compared in lower case, without \
-                 what served or measured the model. Queries are ordered by {}.",
+                 what served or measured the model. {ordered}.",
                 section.pair.weak,
                 percent(section.weak_quality),
                 section.pair.strong,
-                percent(section.strong_quality),
-                section.score.as_str()
+                percent(section.strong_quality)
             ),
             "APGR is the share of the quality gap recovered, averaged over thresholds (0 always weak, 1 always \
              strong); CPT(p) is the share of strong calls that recovers p % of it. For drawn random routers, brackets \

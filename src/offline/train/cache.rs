@@ -1,7 +1,7 @@
 //! Embeddings kept between runs: embedding is minutes of work, training heads is seconds.
 //!
 //! A file of records, each the SHA-256 of a prepared text and its embedding as little-endian f32. The file's name
-//! holds the encoder's hash and the sequence limit, so that embeddings of different encoders cannot mix.
+//! holds the encoder's fingerprint and the sequence limit, so that embeddings of different encoders cannot mix.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -35,9 +35,7 @@ impl EmbeddingCache {
     /// When the folder or file cannot be used.
     pub fn open(dir: Option<&Path>, encoder: &Encoder) -> Result<Self, TrainError> {
         let Some(dir) = dir else { return Ok(Self { known: HashMap::new(), file: None }) };
-        let sha = encoder.weights_sha256();
-        let short = sha.get(..16).unwrap_or(sha);
-        let path = dir.join(format!("{short}-{}.embeddings", encoder.tokenizer().max_tokens()));
+        let path = dir.join(format!("{}-{}.embeddings", encoder.fingerprint(), encoder.tokenizer().max_tokens()));
         let io_error = |source| TrainError::Io { path: path.clone(), source };
         std::fs::create_dir_all(dir).map_err(io_error)?;
         let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path).map_err(io_error)?;

@@ -2,6 +2,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
+use crate::domain::{Tier, TierChoice, TierControl};
 use crate::heads::{OutOfScope, TierScale, sigmoid, softmax};
 
 /// The temperature that minimises the negative log-likelihood of `labels` (indices) under `[rows, labels]` logits.
@@ -46,6 +47,38 @@ pub fn fit_tier_scale(z: &[f32], tiers: &[usize], start: TierScale) -> TierScale
     }
     scale
 }
+
+/// Thresholds that keep a promised share of under-routed queries, whatever the tier probabilities are worth.
+///
+/// Conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814): under-routing falls as the threshold on the
+/// cumulative probability rises, so the smallest threshold with `n / (n + 1) * risk + 1 / (n + 1) <= 1 - asked` on `n`
+/// held-out rows keeps the promise in expectation for a further row like them. Asked confidences too high for `n` rows
+/// to show anything have no point.
+pub fn fit_tier_control(scale: TierScale, z: &[f32], tiers: &[usize]) -> TierControl {
+    // A row is under-routed while the threshold is at most the probability that the tier below the true one suffices.
+    let mut limits: Vec<f64> = z
+        .iter()
+        .zip(tiers)
+        .filter_map(|(z, tier)| Some((scale.probabilities(*z), *Tier::ALL.get(tier.checked_sub(1)?)?)))
+        .map(|(probabilities, below)| TierChoice::fixed(below, probabilities).suffices.value())
+        .collect();
+    limits.sort_unstable_by(|a, b| b.total_cmp(a));
+    let n = tiers.len();
+    let points = (LEAST_ASKED..100)
+        .map_while(|percent| {
+            // As many rows may be under-routed as leave room for the one to come.
+            let n_allowed = ((n + 1) * (100 - percent) / 100).checked_sub(1)?;
+            // Just above the first row too many; four decimals, rounded up, say it as well.
+            let threshold = limits.get(n_allowed).map_or(0.0, |limit| ((limit * 1e4).floor() + 1.0) / 1e4);
+            Some([percent as f64 / 100.0, threshold.min(1.0)])
+        })
+        .collect::<Vec<_>>();
+    // The points rise by construction, so nothing is refused.
+    TierControl::try_from(points).unwrap_or_default()
+}
+
+/// The least confidence, in percent, that has a threshold of its own.
+const LEAST_ASKED: usize = 50;
 
 /// Logistic regression of "out of scope" on the familiarity signs, with a small ridge.
 pub fn fit_out_of_scope(signs: &[[f32; 3]], out: &[bool]) -> OutOfScope {
@@ -97,6 +130,7 @@ mod tests {
     use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
     use super::*;
+    use crate::domain::Probability;
 
     #[test]
     fn temperature_undoes_overconfidence() {
@@ -136,6 +170,44 @@ mod tests {
         let fitted = fit_tier_scale(&z, &tiers, TierScale { cuts: [0.0, 0.5], slope: 1.0 });
         assert!((fitted.cuts[0] + 0.5).abs() < 0.15 && (fitted.cuts[1] - 1.0).abs() < 0.15, "{fitted:?}");
         assert!((fitted.slope - 2.0).abs() < 0.3, "{fitted:?}");
+    }
+
+    #[test]
+    fn tier_control_keeps_its_promise_even_when_probabilities_lie() {
+        let (truth, believed) =
+            (TierScale { cuts: [-0.5, 1.0], slope: 1.2 }, TierScale { cuts: [0.6, 1.9], slope: 4.0 });
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut draw = |n: usize| -> (Vec<f32>, Vec<usize>) {
+            (0..n)
+                .map(|_| {
+                    let z: f32 = rng.random_range(-3.0..3.0);
+                    let [simple, medium, _] = truth.probabilities(z);
+                    let drawn = rng.random::<f32>();
+                    (z, usize::from(drawn >= simple) + usize::from(drawn >= simple + medium))
+                })
+                .unzip()
+        };
+        let under_routed = |control: &TierControl, asked: f64, (z, tiers): &(Vec<f32>, Vec<usize>)| {
+            let asked = Probability::new(asked).unwrap();
+            let choose = |z: &f32| TierChoice::controlled(believed.probabilities(*z), asked, control).tier.index();
+            z.iter().zip(tiers).filter(|(z, tier)| choose(z) < **tier).count() as f64 / z.len() as f64
+        };
+        // Thirty calibration sets of 400 rows: the promise is one in expectation over them.
+        let test = draw(20_000);
+        let mut mean = [0.0; 3];
+        for _ in 0..30 {
+            let (z, tiers) = draw(400);
+            let control = fit_tier_control(believed, &z, &tiers);
+            for (mean, asked) in mean.iter_mut().zip([0.6, 0.8, 0.95]) {
+                *mean += under_routed(&control, asked, &test) / 30.0;
+            }
+        }
+        for (mean, asked) in mean.into_iter().zip([0.6, 0.8, 0.95]) {
+            assert!(mean <= 1.0 - asked + 0.006, "{mean} at {asked}");
+            assert!(mean >= 1.0 - asked - 0.03, "{mean} at {asked}: too careful");
+        }
+        assert!(under_routed(&TierControl::default(), 0.95, &test) > 0.15, "the probabilities do lie");
+        assert!(fit_tier_control(believed, &[], &[]).is_empty());
     }
 
     #[test]

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::artifact::ModelAbility;
 use crate::offline::dataset::Row;
-use crate::offline::evaluate::models::canonical_name;
+use crate::offline::evaluate::models::{REFERENCE_WEAK, canonical_name};
 
 /// Ability 0 on the scale.
-pub const REFERENCE_MODEL: &str = "mixtral-8x7b-instruct";
+pub const REFERENCE_MODEL: &str = REFERENCE_WEAK;
 
 /// Standard deviation of the prior on difficulties, in logits.
 const DIFFICULTY_SD: f32 = 2.0;
@@ -25,6 +26,8 @@ const MAX_STEP: f32 = 1.0;
 pub struct Scale {
     /// Ability of each model, by canonical name.
     pub abilities: BTreeMap<String, f32>,
+    /// The same abilities with their errors, as a manifest keeps them.
+    pub measured: BTreeMap<String, ModelAbility>,
     /// Difficulty of each row that has outcomes, by row index.
     pub difficulties: BTreeMap<usize, f32>,
 }
@@ -62,8 +65,17 @@ pub fn fit(rows: &[&Row]) -> Scale {
         });
     }
     let anchor = models.get(REFERENCE_MODEL).map_or_else(|| mean(&abilities), |&index| abilities[index]);
+    let evidence = evidence(&answers, &abilities, &difficulties);
     let answered: std::collections::BTreeSet<usize> = answers.iter().map(|answer| answer.item).collect();
+    let measure = |(name, &index): (&String, &usize)| {
+        let (curvature, answers): (f32, u64) = evidence[index];
+        // Three decimals: the error is never smaller.
+        let rounded = |value: f32| (f64::from(value) * 1_000.0).round() / 1_000.0;
+        let (ability, standard_error) = (rounded(abilities[index] - anchor), rounded(1.0 / curvature.sqrt()));
+        (name.clone(), ModelAbility { ability, standard_error, answers })
+    };
     Scale {
+        measured: models.iter().map(measure).collect(),
         abilities: models.into_iter().map(|(name, index)| (name, abilities[index] - anchor)).collect(),
         difficulties: answered.into_iter().map(|item| (item, difficulties[item] - anchor)).collect(),
     }
@@ -89,6 +101,18 @@ fn newton_step(
     for ((value, gradient), curvature) in parameters.iter_mut().zip(gradients).zip(curvatures) {
         *value += (gradient / curvature).clamp(-MAX_STEP, MAX_STEP);
     }
+}
+
+/// Curvature of the log posterior in each model's ability, the difficulties held fixed; and its number of answers.
+fn evidence(answers: &[Answer], abilities: &[f32], difficulties: &[f32]) -> Vec<(f32, u64)> {
+    let mut evidence = vec![(1.0 / (ABILITY_SD * ABILITY_SD), 0); abilities.len()];
+    for answer in answers {
+        let p = sigmoid(abilities[answer.model] - difficulties[answer.item]);
+        let (curvature, n) = &mut evidence[answer.model];
+        *curvature += p * (1.0 - p);
+        *n += 1;
+    }
+    evidence
 }
 
 fn sigmoid(x: f32) -> f32 {
@@ -137,6 +161,10 @@ mod tests {
         for (name, ability) in abilities {
             assert!((scale.abilities[name] - ability).abs() < 0.45, "{name}: {} for {ability}", scale.abilities[name]);
         }
+        let strong = scale.measured["strong"];
+        assert!((strong.ability - f64::from(scale.abilities["strong"])).abs() < 1e-3 && strong.answers == 600);
+        // 600 answers of at most a quarter of information each, and of little less than an eighth on average.
+        assert!((0.08..0.13).contains(&strong.standard_error), "{strong:?}");
         let easy = mean(&(0..600).filter(|i| truth[*i] < -1.0).map(|i| scale.difficulties[&i]).collect::<Vec<_>>());
         let hard = mean(&(0..600).filter(|i| truth[*i] > 1.0).map(|i| scale.difficulties[&i]).collect::<Vec<_>>());
         assert!(hard - easy > 1.5, "{easy} {hard}");

@@ -1,8 +1,9 @@
-//! Training heads on a frozen encoder.
+//! Training heads, and where asked the encoder under them.
 //!
-//! Rows in, a model directory out: select and weigh rows ([`recipe`]), embed them once ([`cache`]), put graded answers
-//! on one ability scale ([`irt`]), fit the networks ([`fit`]), calibrate on rows used for nothing else
-//! ([`calibrate`]), measure on the test split, write `heads.safetensors` and `manifest.toml`.
+//! Rows in, a model directory out: select, split and copy rows ([`recipe`], `corpus`), put graded answers on one ability
+//! scale ([`irt`]), train the encoder through all heads at once (`tune`), embed every row once ([`cache`]), fit the heads
+//! on the embeddings ([`fit`]), calibrate on rows used for nothing else ([`calibrate`]), measure on the test split, write
+//! the weights and `manifest.toml`.
 
 pub mod cache;
 pub mod calibrate;
@@ -11,6 +12,14 @@ pub mod irt;
 pub mod recipe;
 
 mod assemble;
+mod checkpoint;
+mod corpus;
+mod difficulty;
+mod intent;
+mod network;
+mod objective;
+mod optimizer;
+mod tune;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,8 +27,9 @@ use std::path::PathBuf;
 use candle_core::Device;
 
 use super::dataset::DatasetError;
-use crate::artifact::ArtifactError;
+use crate::artifact::{ArtifactError, ModelAbility};
 use crate::classifier::LoadError;
+use crate::domain::TierControl;
 use crate::encoder::EncoderError;
 use crate::heads::WeightsError;
 
@@ -33,12 +43,16 @@ pub struct TrainOptions {
     pub data: Vec<PathBuf>,
     /// Weights, caps and label mapping.
     pub recipe: Recipe,
-    /// Name or directory of the frozen encoder.
+    /// Name or directory of the base encoder.
     pub encoder: String,
     /// Where models are looked up by name.
     pub roots: Vec<PathBuf>,
     /// Sequence limit in word pieces.
     pub max_tokens: usize,
+    /// Where the encoder's training is saved after each pass and taken up again; `None`: nowhere.
+    pub checkpoint_dir: Option<PathBuf>,
+    /// File that gets a line for each pass of the encoder's training; `None`: none.
+    pub log: Option<PathBuf>,
     /// Where embeddings are kept between runs; `None`: nowhere.
     pub cache_dir: Option<PathBuf>,
     /// Classifier whose difficulty head is kept when no row has a tier or outcomes.
@@ -66,6 +80,8 @@ pub struct TrainReport {
     pub intent_macro_f1: f64,
     /// Expected calibration error of intent and tier, where measured.
     pub calibration_error: BTreeMap<String, f64>,
+    /// AUROC of out of scope against in scope, by sign, where rows are labelled so.
+    pub out_of_scope_auroc: BTreeMap<String, f64>,
     /// By outcome source: AUROC of difficulty and of prompt length against failures of the reference model, and rows.
     pub difficulty_auroc: BTreeMap<String, (f64, f64, usize)>,
     /// Accuracy of the most probable tier, where rows have a tier.
@@ -73,7 +89,9 @@ pub struct TrainReport {
     /// Calibration error of the tier over all judged rows, each predicted by heads that never saw it; and their number.
     pub tier_cross_fitted: Option<(f64, usize)>,
     /// Ability of each model on the fitted scale.
-    pub abilities: BTreeMap<String, f32>,
+    pub abilities: BTreeMap<String, ModelAbility>,
+    /// What threshold keeps an asked confidence in the tier, measured on the calibration split.
+    pub tier_control: TierControl,
 }
 
 /// Why a training run stopped.
@@ -88,9 +106,17 @@ pub enum TrainError {
     /// The base classifier could not be loaded.
     #[error("the base classifier cannot be loaded")]
     Base(#[from] LoadError),
-    /// The base classifier's files could not be read.
-    #[error("the base classifier cannot be read")]
-    BaseFiles(#[from] ArtifactError),
+    /// A model directory could not be read.
+    #[error("a model directory cannot be read")]
+    Artifact(#[from] ArtifactError),
+    /// A checkpoint is of another run, or damaged.
+    #[error("the checkpoint {} cannot be taken up: {reason}; remove it to start anew", .path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The data cannot train a head.
     #[error("{0}")]
     Unusable(String),

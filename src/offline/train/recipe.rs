@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encoder::Tuning;
 use crate::offline::dataset::Row;
 
 /// Weights, caps and label mapping of a training run; every field has a default.
@@ -28,6 +29,10 @@ pub struct Recipe {
     pub task_intents: BTreeMap<String, String>,
     /// Sources kept out of training altogether and reported as test rows.
     pub leave_out: Vec<String>,
+    /// Whose splits are used.
+    pub splits: Splits,
+    /// The encoder.
+    pub encoder: EncoderRecipe,
     /// The intent head.
     pub intent: HeadRecipe,
     /// The difficulty head.
@@ -45,6 +50,46 @@ pub enum LabelField {
     Task,
 }
 
+/// Whose splits are used.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Splits {
+    /// By hash of the id, 80 / 10 / 10.
+    #[default]
+    Hash,
+    /// The source's own, as published: its validation rows calibrate, or a tenth of its training rows where it has
+    /// none. Rows without a split go by hash.
+    Official,
+}
+
+/// How the encoder is trained before the heads.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncoderRecipe {
+    /// Which parts.
+    pub tune: Tuning,
+    /// Peak learning rate of the encoder.
+    pub learning_rate: f64,
+    /// Peak learning rate of the heads that are trained with it and then fitted anew.
+    pub head_learning_rate: f64,
+    /// `AdamW`'s weight decay.
+    pub weight_decay: f64,
+    /// Most passes over the rows; training stops earlier when the calibration split no longer improves.
+    pub epochs: usize,
+    /// Rows a pass, drawn anew for each; 0: all of them.
+    pub rows_per_epoch: usize,
+    /// Most rows a step.
+    pub batch: usize,
+    /// Most word pieces a step.
+    pub batch_tokens: usize,
+    /// Sequence limit in word pieces while training; longer rows lose their middle.
+    pub max_tokens: usize,
+    /// Share of the steps in which the learning rate rises.
+    pub warm_up: f64,
+    /// Weight of the difficulty loss beside the intent loss.
+    pub difficulty: f64,
+}
+
 /// How much a source counts.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +103,9 @@ pub struct SourceRecipe {
     /// Weight of its rows in the difficulty loss.
     #[serde(default = "one")]
     pub difficulty_weight: f32,
+    /// Copies of each training row with changes that leave its meaning alone.
+    #[serde(default)]
+    pub copies: usize,
 }
 
 /// Shape and schedule of one head.
@@ -94,8 +142,28 @@ impl Default for Recipe {
             sources: BTreeMap::new(),
             task_intents: BTreeMap::new(),
             leave_out: Vec::new(),
+            splits: Splits::Hash,
+            encoder: EncoderRecipe::default(),
             intent: HeadRecipe::default(),
             difficulty: HeadRecipe { hidden: 0, ..HeadRecipe::default() },
+        }
+    }
+}
+
+impl Default for EncoderRecipe {
+    fn default() -> Self {
+        Self {
+            tune: Tuning::Frozen,
+            learning_rate: 1e-4,
+            head_learning_rate: 2e-3,
+            weight_decay: 0.01,
+            epochs: 5,
+            rows_per_epoch: 0,
+            batch: 32,
+            batch_tokens: 4_096,
+            max_tokens: 128,
+            warm_up: 0.1,
+            difficulty: 1.0,
         }
     }
 }

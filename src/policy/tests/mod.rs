@@ -51,6 +51,7 @@ fn classification(intent: &str, tiers: [f32; 3], difficulty: f64) -> Classificat
         intent: Distribution::new(intents(), probabilities).unwrap(),
         difficulty: Probability::new(difficulty).unwrap(),
         tiers,
+        tier_control: crate::domain::TierControl::default(),
         out_of_scope: Probability::ZERO,
         tokens_used: 12,
         tokens_cut: 0,

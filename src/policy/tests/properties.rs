@@ -186,6 +186,7 @@ fn classification() -> impl Strategy<Value = Classification> {
             intent: Distribution::new(intents(), intent).unwrap(),
             difficulty: Probability::saturating(difficulty),
             tiers: [tiers[0], tiers[1], tiers[2]],
+            tier_control: crate::domain::TierControl::default(),
             out_of_scope: Probability::saturating(out),
             tokens_used: 5,
             tokens_cut: 0,

@@ -1,0 +1,260 @@
+//! What the heads are asked to get right: losses over rows, for heads alone and for the encoder with them.
+//!
+//! Both objectives take the dense inputs `[rows, hidden + features]` from outside, so that embeddings may come from a
+//! table or from an encoder under training.
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_nn::ops;
+use ndarray::{Array1, Array2};
+
+use super::network::{Network, matrix, to_array, vector};
+use super::recipe::HeadRecipe;
+use crate::heads::{IntentHead, Mlp, TierScale, ngram_weight};
+
+/// What the intent head learns from: one row each of n-grams, targets and weights.
+#[derive(Clone, Debug)]
+pub struct IntentData {
+    /// Each row's n-gram buckets.
+    pub ngrams: Vec<Vec<u32>>,
+    /// `[rows, labels]`, each row a distribution, or zeros at weight 0.
+    pub targets: Array2<f32>,
+    /// `[rows]`.
+    pub weights: Array1<f32>,
+}
+
+/// What the difficulty head learns from.
+#[derive(Clone, Debug)]
+pub struct DifficultyData {
+    /// `[rows, models]`: graded answers, 0..1.
+    pub scores: Array2<f32>,
+    /// `[rows, models]`: 1 / (answers of the row) where there is an answer, else 0.
+    pub answered: Array2<f32>,
+    /// `[models]`: abilities on the fitted scale.
+    pub abilities: Array1<f32>,
+    /// `[rows, 2]`: 1 where the row's tier is above the cut.
+    pub above_cut: Array2<f32>,
+    /// `[rows]`: weight of the row's tier; 0 where it has none.
+    pub tier_weights: Array1<f32>,
+    /// `[rows]`: weight of the row's answers.
+    pub answer_weights: Array1<f32>,
+}
+
+/// Losses of some rows, each times its weight.
+pub(super) struct Losses {
+    weighted: Tensor,
+    weights: Tensor,
+    /// Mean weight over all rows of the data, these or not.
+    usual_weight: f64,
+}
+
+/// The parameters of the intent head under training.
+pub(super) struct IntentModel {
+    network: Network,
+    /// `[buckets, labels]`.
+    table: Var,
+}
+
+/// The parameters of the difficulty head and of the tier scale under training.
+pub(super) struct DifficultyModel {
+    network: Network,
+    /// First cut, log of the gap to the second, log of the slope.
+    tier: Var,
+}
+
+/// [`IntentData`] on the device.
+pub(super) struct IntentTensors {
+    /// `[rows, most n-grams of a row]`, filled up with bucket 0 at weight 0.
+    buckets: Tensor,
+    bucket_weights: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    usual_weight: f64,
+}
+
+/// [`DifficultyData`] on the device.
+pub(super) struct DifficultyTensors {
+    scores: Tensor,
+    answered: Tensor,
+    abilities: Tensor,
+    above_cut: Tensor,
+    tier_weights: Tensor,
+    answer_weights: Tensor,
+    usual_tier_weight: f64,
+    usual_answer_weight: f64,
+}
+
+// === impl Losses ===
+
+impl Losses {
+    /// `Σ wᵢlᵢ / Σ wᵢ`, and 0 where no row has any weight.
+    pub(super) fn mean(&self) -> Result<Tensor> {
+        self.weighted.sum_all()? / self.weights.sum_all()?.maximum(1e-6)?
+    }
+
+    /// `Σ wᵢlᵢ` and `Σ wᵢ`.
+    pub(super) fn sums(&self) -> Result<(f64, f64)> {
+        let sum = |tensor: &Tensor| Ok::<_, candle_core::Error>(f64::from(tensor.sum_all()?.to_scalar::<f32>()?));
+        Ok((sum(&self.weighted)?, sum(&self.weights)?))
+    }
+
+    /// As the mean, with the weight that as many rows usually have: a batch of few weighty rows stays a small step.
+    pub(super) fn usual_mean(&self) -> Result<Tensor> {
+        let usual = self.usual_weight * self.weights.elem_count() as f64;
+        self.weighted.sum_all()? / usual.max(1e-6)
+    }
+}
+
+// === impl IntentModel ===
+
+impl IntentModel {
+    pub(super) fn new(
+        n_in: usize,
+        n_labels: usize,
+        n_buckets: usize,
+        recipe: &HeadRecipe,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let network = Network::new(n_in, recipe.hidden, n_labels, seed, device)?;
+        let table = Var::from_tensor(&Tensor::zeros((n_buckets, n_labels), DType::F32, device)?)?;
+        Ok(Self { network, table })
+    }
+
+    pub(super) fn parameters(&self) -> Vec<Var> {
+        let mut parameters = self.network.parameters();
+        parameters.push(self.table.clone());
+        parameters
+    }
+
+    pub(super) fn reseed(&self, seed: u64) {
+        self.network.reseed(seed);
+    }
+
+    /// Losses of the given rows of `data` (`None`: all) at `inputs`, their dense inputs in the same order.
+    pub(super) fn losses(
+        &self,
+        data: &IntentTensors,
+        inputs: &Tensor,
+        rows: Option<&Tensor>,
+        dropout: f32,
+    ) -> Result<Losses> {
+        let (buckets, bucket_weights) = (select(&data.buckets, rows)?, select(&data.bucket_weights, rows)?);
+        let bucket_weights = self.network.drop_out(&bucket_weights, dropout)?;
+        let (n_rows, width) = buckets.dims2()?;
+        let added = self.table.index_select(&buckets.flatten_all()?, 0)?.reshape((n_rows, width, ()))?;
+        let added = added.broadcast_mul(&bucket_weights.unsqueeze(2)?)?.sum(1)?;
+        let logits = (self.network.forward(inputs, dropout)? + added)?;
+        let losses = (ops::log_softmax(&logits, D::Minus1)? * select(&data.targets, rows)?)?.sum(1)?.neg()?;
+        let weights = select(&data.weights, rows)?;
+        Ok(Losses { weighted: (losses * &weights)?, weights, usual_weight: data.usual_weight })
+    }
+
+    pub(super) fn to_head(&self) -> Result<IntentHead> {
+        Ok(IntentHead { network: self.network.to_mlp()?, ngrams: to_array(&self.table)? })
+    }
+}
+
+// === impl DifficultyModel ===
+
+impl DifficultyModel {
+    pub(super) fn new(n_in: usize, recipe: &HeadRecipe, seed: u64, device: &Device) -> Result<Self> {
+        let network = Network::new(n_in, recipe.hidden, 1, seed, device)?;
+        Ok(Self { network, tier: Var::new(&[-0.5_f32, 0.0, 0.0], device)? })
+    }
+
+    pub(super) fn parameters(&self) -> Vec<Var> {
+        let mut parameters = self.network.parameters();
+        parameters.push(self.tier.clone());
+        parameters
+    }
+
+    pub(super) fn reseed(&self, seed: u64) {
+        self.network.reseed(seed);
+    }
+
+    /// As [`IntentModel::losses`]: how well models' answers, and people's tiers, are predicted from one difficulty.
+    pub(super) fn losses(
+        &self,
+        data: &DifficultyTensors,
+        inputs: &Tensor,
+        rows: Option<&Tensor>,
+        dropout: f32,
+    ) -> Result<[Losses; 2]> {
+        let z = self.network.forward(inputs, dropout)?;
+        let answers = binary_cross_entropy(&data.abilities.broadcast_sub(&z)?, &select(&data.scores, rows)?)?;
+        let answers = (answers * select(&data.answered, rows)?)?.sum(1)?;
+        let first = self.tier.narrow(0, 0, 1)?;
+        let cuts = Tensor::cat(&[&first, &(&first + self.tier.narrow(0, 1, 1)?.exp()?)?], 0)?.unsqueeze(0)?;
+        let slope = self.tier.narrow(0, 2, 1)?.exp()?.unsqueeze(0)?;
+        let logits = z.broadcast_sub(&cuts)?.broadcast_mul(&slope)?;
+        let tiers = binary_cross_entropy(&logits, &select(&data.above_cut, rows)?)?.sum(1)?;
+        let (answer_weights, tier_weights) = (select(&data.answer_weights, rows)?, select(&data.tier_weights, rows)?);
+        Ok([
+            Losses {
+                weighted: (answers * &answer_weights)?,
+                weights: answer_weights,
+                usual_weight: data.usual_answer_weight,
+            },
+            Losses { weighted: (tiers * &tier_weights)?, weights: tier_weights, usual_weight: data.usual_tier_weight },
+        ])
+    }
+
+    pub(super) fn to_head(&self) -> Result<(Mlp, TierScale)> {
+        let values = self.tier.to_vec1::<f32>()?;
+        let (low, gap, slope) = (values[0], values[1].exp(), values[2].exp());
+        Ok((self.network.to_mlp()?, TierScale { cuts: [low, low + gap], slope }))
+    }
+}
+
+// === impl IntentTensors ===
+
+impl IntentTensors {
+    pub(super) fn new(data: &IntentData, device: &Device) -> Result<Self> {
+        let width = data.ngrams.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let (mut buckets, mut weights) = (Vec::new(), Vec::new());
+        for row in &data.ngrams {
+            buckets.extend(row.iter().copied().chain(std::iter::repeat(0)).take(width));
+            let weight = ngram_weight(row.len());
+            weights.extend((0..width).map(|index| if index < row.len() { weight } else { 0.0 }));
+        }
+        let shape = (data.ngrams.len(), width);
+        Ok(Self {
+            buckets: Tensor::from_vec(buckets, shape, device)?,
+            bucket_weights: Tensor::from_vec(weights, shape, device)?,
+            targets: matrix(&data.targets, device)?,
+            weights: vector(&data.weights, device)?,
+            usual_weight: mean(&data.weights),
+        })
+    }
+}
+
+// === impl DifficultyTensors ===
+
+impl DifficultyTensors {
+    pub(super) fn new(data: &DifficultyData, device: &Device) -> Result<Self> {
+        Ok(Self {
+            scores: matrix(&data.scores, device)?,
+            answered: matrix(&data.answered, device)?,
+            abilities: vector(&data.abilities, device)?.unsqueeze(0)?,
+            above_cut: matrix(&data.above_cut, device)?,
+            tier_weights: vector(&data.tier_weights, device)?,
+            answer_weights: vector(&data.answer_weights, device)?,
+            usual_tier_weight: mean(&data.tier_weights),
+            usual_answer_weight: mean(&data.answer_weights),
+        })
+    }
+}
+
+/// The given rows, or all of them.
+pub(super) fn select(tensor: &Tensor, rows: Option<&Tensor>) -> Result<Tensor> {
+    rows.map_or_else(|| Ok(tensor.clone()), |rows| tensor.index_select(rows, 0))
+}
+
+/// Elementwise, from logits, without overflow: `max(x, 0) - x·t + ln(1 + e^-|x|)`.
+fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    (logits.relu()? - (logits * targets)?)? + (logits.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+fn mean(values: &Array1<f32>) -> f64 {
+    f64::from(values.mean().unwrap_or_default())
+}

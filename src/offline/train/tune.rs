@@ -1,0 +1,351 @@
+//! Training the encoder through all heads at once.
+//!
+//! One pass of the encoder serves every head, so it is trained on the sum of their losses. The heads trained here only
+//! lead the encoder; the ones that are served are fitted afterwards on its embeddings.
+
+use std::io::Write as _;
+use std::time::Instant;
+
+use candle_core::{Device, Result as TensorResult, Tensor, Var};
+use ndarray::{Array2, Axis};
+use rand::seq::SliceRandom as _;
+use rand::{SeedableRng as _, rngs::StdRng};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::checkpoint::{Checkpoint, Progress, fingerprint};
+use super::corpus::{Corpus, Targets};
+use super::difficulty::difficulty_data;
+use super::intent::intent_data;
+use super::irt::Scale;
+use super::network::matrix;
+use super::objective::{DifficultyModel, DifficultyTensors, IntentModel, IntentTensors, Losses};
+use super::optimizer::{AdamW, Group};
+use super::recipe::{EncoderRecipe, HeadRecipe, Recipe};
+use super::{TrainError, TrainOptions};
+use crate::artifact::{Artifact, EncoderManifest};
+use crate::encoder::{Encoder, RaggedBatch, Tokens, TunableEncoder};
+use crate::offline::split::Split;
+
+/// Passes without improvement before training stops.
+const PATIENCE: usize = 2;
+/// Batches that are sorted by length together: long enough for even lengths, short enough to stay random.
+const BATCHES_PER_SORT: usize = 40;
+
+/// Buckets of a table that no row looks into.
+const NO_NGRAMS: usize = 1;
+
+/// What the encoder learns from.
+pub(super) struct Material<'a> {
+    pub(super) corpus: &'a Corpus,
+    pub(super) targets: &'a Targets,
+    /// `[rows, features]`, standardised.
+    pub(super) features: &'a Array2<f32>,
+    pub(super) scale: &'a Scale,
+}
+
+/// Rows of one split, ready for the device.
+struct Part {
+    tokens: Vec<Tokens>,
+    /// `[rows, features]`.
+    features: Tensor,
+    intent: IntentTensors,
+    difficulty: DifficultyTensors,
+}
+
+/// Everything that is trained.
+struct Model {
+    encoder: TunableEncoder,
+    intent: IntentModel,
+    difficulty: DifficultyModel,
+    /// Weight of the difficulty loss.
+    difficulty_weight: f64,
+    device: Device,
+}
+
+/// One line of the log.
+#[derive(Serialize)]
+struct Line<'a> {
+    recipe: &'a EncoderRecipe,
+    seed: u64,
+    epoch: usize,
+    steps: usize,
+    train_loss: f64,
+    held_out_loss: f64,
+    best: bool,
+    seconds: f64,
+    tokens_per_second: f64,
+}
+
+/// Trains the encoder and returns what changed, the content of [`crate::encoder::CHANGES`].
+pub(super) fn tune(
+    options: &TrainOptions,
+    base: &Artifact<EncoderManifest>,
+    material: &Material<'_>,
+    progress: &dyn Fn(&str, usize, usize),
+) -> Result<Vec<u8>, TrainError> {
+    let recipe = &options.recipe;
+    let settings = &recipe.encoder;
+    let Material { corpus, targets, features, .. } = material;
+    let n_in = features.ncols();
+    let tokenizer = Encoder::load(base, None, settings.max_tokens, &Device::Cpu)?;
+    let hidden = tokenizer.hidden_size();
+    let part = |split| {
+        let teaches = |row: usize| {
+            (targets.has_intent(row) && recipe.intent_weight(&corpus.rows[row]) > 0.0) || corpus.informs(row)
+        };
+        let rows = corpus.indices(split, teaches);
+        Part::new(recipe, material, &rows, &tokenizer, &options.device)
+    };
+    let (train, held_out) = (part(Split::Train)?, part(Split::Calibration)?);
+    if train.tokens.is_empty() || held_out.tokens.is_empty() {
+        return Err(TrainError::Unusable("too few rows: the training or calibration split is empty".into()));
+    }
+    let model = Model {
+        encoder: TunableEncoder::load(base, settings.tune, recipe.seed, &options.device)?,
+        intent: IntentModel::new(
+            hidden + n_in,
+            targets.labels.len(),
+            NO_NGRAMS,
+            &linear(&recipe.intent),
+            recipe.seed,
+            &options.device,
+        )?,
+        difficulty: DifficultyModel::new(hidden + n_in, &linear(&recipe.difficulty), recipe.seed, &options.device)?,
+        difficulty_weight: if corpus.has_difficulty() { settings.difficulty } else { 0.0 },
+        device: options.device.clone(),
+    };
+    let groups = model.groups(recipe);
+    let mut optimizer = AdamW::new(groups);
+    let run = fingerprint(recipe, train.tokens.len(), &tokenizer);
+    let checkpoint = options.checkpoint_dir.as_deref().map(|dir| Checkpoint::open(dir, run)).transpose()?;
+    let mut state = Progress::start();
+    if let Some(saved) = checkpoint.as_ref().map(|checkpoint| checkpoint.load(&mut optimizer)).transpose()?.flatten() {
+        state = saved;
+    }
+
+    let rows_per_epoch = match settings.rows_per_epoch {
+        0 => train.tokens.len(),
+        n => n.min(train.tokens.len()),
+    };
+    while state.epoch < settings.epochs && state.stale < PATIENCE {
+        let started = Instant::now();
+        let epoch_seed = recipe.seed.wrapping_mul(1_000).wrapping_add(state.epoch as u64);
+        model.reseed(epoch_seed);
+        let batches = train.batches(settings, rows_per_epoch, &mut StdRng::seed_from_u64(epoch_seed));
+        let title = format!("training the encoder, pass {} of at most {}", state.epoch + 1, settings.epochs);
+        let (mut loss_sum, mut n_tokens, mut done) = (0.0, 0, 0);
+        for (index, rows) in batches.iter().enumerate() {
+            let share = (state.epoch as f64 + index as f64 / batches.len() as f64) / settings.epochs as f64;
+            let factor = schedule(share, settings.warm_up);
+            let loss = model.loss(&train, rows, recipe)?;
+            loss_sum += f64::from(loss.to_scalar::<f32>()?) * rows.len() as f64;
+            optimizer.step(&loss, &[factor, factor])?;
+            n_tokens += train.n_tokens(rows);
+            done += rows.len();
+            progress(&title, done, rows_per_epoch);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let held_out_loss = model.held_out_loss(&held_out, settings)?;
+        let best = held_out_loss < state.best_loss;
+        if best {
+            state.best_loss = held_out_loss;
+            state.best = snapshot(&optimizer)?;
+            state.stale = 0;
+        } else {
+            state.stale += 1;
+        }
+        state.epoch += 1;
+        if let Some(path) = &options.log {
+            let line = Line {
+                recipe: settings,
+                seed: recipe.seed,
+                epoch: state.epoch,
+                steps: batches.len(),
+                train_loss: loss_sum / done.max(1) as f64,
+                held_out_loss,
+                best,
+                seconds,
+                tokens_per_second: n_tokens as f64 / seconds,
+            };
+            append(path, &line)?;
+        }
+        if let Some(checkpoint) = &checkpoint {
+            checkpoint.save(&optimizer, &state)?;
+        }
+    }
+    for (parameter, value) in optimizer.parameters().zip(&state.best) {
+        parameter.set(value)?;
+    }
+    Ok(model.encoder.changes()?)
+}
+
+// === impl Part ===
+
+impl Part {
+    fn new(
+        recipe: &Recipe,
+        material: &Material<'_>,
+        rows: &[usize],
+        tokenizer: &Encoder,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let Material { corpus, targets, features, scale } = material;
+        let tokens = rows
+            .par_iter()
+            .map(|row| tokenizer.tokenizer().tokenize(&corpus.prepared[*row].text))
+            .collect::<Result<_, _>>()?;
+        // The table of n-grams would be most of the work of a step, and would spare the encoder some of the learning.
+        let mut intent = intent_data(recipe, corpus, targets, rows);
+        intent.ngrams.iter_mut().for_each(Vec::clear);
+        Ok(Self {
+            tokens,
+            features: matrix(&features.select(Axis(0), rows), device)?,
+            intent: IntentTensors::new(&intent, device)?,
+            difficulty: DifficultyTensors::new(&difficulty_data(recipe, corpus, &scale.abilities, rows), device)?,
+        })
+    }
+
+    /// Some rows in random order, in batches of similar lengths within the limits.
+    fn batches(&self, settings: &EncoderRecipe, n_rows: usize, rng: &mut StdRng) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..self.tokens.len()).collect();
+        order.shuffle(rng);
+        order.truncate(n_rows);
+        let mut batches = Vec::new();
+        for some in order.chunks_mut(settings.batch.max(1) * BATCHES_PER_SORT) {
+            batches.extend(self.cut(settings, some));
+        }
+        batches.shuffle(rng);
+        batches
+    }
+
+    /// Sorts rows by length and cuts them into batches within the limits.
+    fn cut(&self, settings: &EncoderRecipe, rows: &mut [usize]) -> Vec<Vec<usize>> {
+        rows.sort_by_key(|row| self.tokens[*row].ids.len());
+        let mut batches: Vec<Vec<usize>> = Vec::new();
+        let mut n_tokens = 0;
+        for row in rows {
+            let length = self.tokens[*row].ids.len();
+            match batches.last_mut() {
+                Some(batch) if batch.len() < settings.batch && n_tokens + length <= settings.batch_tokens => {
+                    batch.push(*row);
+                    n_tokens += length;
+                }
+                _ => {
+                    batches.push(vec![*row]);
+                    n_tokens = length;
+                }
+            }
+        }
+        batches
+    }
+
+    fn n_tokens(&self, rows: &[usize]) -> usize {
+        rows.iter().map(|row| self.tokens[*row].ids.len()).sum()
+    }
+}
+
+// === impl Model ===
+
+impl Model {
+    fn groups(&self, recipe: &Recipe) -> Vec<Group> {
+        let settings = &recipe.encoder;
+        let mut heads = self.intent.parameters();
+        if self.difficulty_weight > 0.0 {
+            heads.extend(self.difficulty.parameters());
+        }
+        vec![
+            Group {
+                parameters: self.encoder.parameters().values().cloned().collect(),
+                learning_rate: settings.learning_rate,
+                weight_decay: settings.weight_decay,
+            },
+            Group {
+                parameters: heads,
+                learning_rate: settings.head_learning_rate,
+                weight_decay: settings.weight_decay,
+            },
+        ]
+    }
+
+    fn reseed(&self, seed: u64) {
+        self.intent.reseed(seed);
+        self.difficulty.reseed(seed.wrapping_add(1));
+    }
+
+    /// Losses of intent, of models' answers and of tiers.
+    fn losses(&self, part: &Part, rows: &[usize], dropouts: [f32; 2]) -> TensorResult<Vec<(Losses, f64)>> {
+        let texts: Vec<&Tokens> = rows.iter().map(|row| &part.tokens[*row]).collect();
+        let batch = RaggedBatch::new(&texts);
+        let embeddings = self.encoder.forward(&batch)?;
+        let in_order: Vec<u32> = batch.order().iter().map(|index| rows[*index] as u32).collect();
+        let rows = Tensor::new(in_order, &self.device)?;
+        let inputs = Tensor::cat(&[&embeddings, &part.features.index_select(&rows, 0)?], 1)?;
+        let mut losses = vec![(self.intent.losses(&part.intent, &inputs, Some(&rows), dropouts[0])?, 1.0)];
+        if self.difficulty_weight > 0.0 {
+            let difficulty = self.difficulty.losses(&part.difficulty, &inputs, Some(&rows), dropouts[1])?;
+            losses.extend(difficulty.map(|losses| (losses, self.difficulty_weight)));
+        }
+        Ok(losses)
+    }
+
+    fn loss(&self, part: &Part, rows: &[usize], recipe: &Recipe) -> TensorResult<Tensor> {
+        let mut total = Tensor::zeros((), candle_core::DType::F32, &self.device)?;
+        for (losses, weight) in self.losses(part, rows, [recipe.intent.dropout, recipe.difficulty.dropout])? {
+            total = (total + (losses.usual_mean()? * weight)?)?;
+        }
+        Ok(total)
+    }
+
+    fn held_out_loss(&self, part: &Part, settings: &EncoderRecipe) -> TensorResult<f64> {
+        let mut sums: Vec<(f64, f64, f64)> = Vec::new();
+        for rows in part.cut(settings, &mut (0..part.tokens.len()).collect::<Vec<_>>()) {
+            for (index, (losses, weight)) in self.losses(part, &rows, [0.0; 2])?.into_iter().enumerate() {
+                let (loss, total) = losses.sums()?;
+                if sums.len() == index {
+                    sums.push((0.0, 0.0, weight));
+                }
+                sums[index].0 += loss;
+                sums[index].1 += total;
+            }
+        }
+        Ok(sums.iter().map(|(loss, total, weight)| weight * loss / total.max(1e-6)).sum())
+    }
+}
+
+/// Without a hidden layer: a head that can bend would spare the encoder the work.
+fn linear(recipe: &HeadRecipe) -> HeadRecipe {
+    HeadRecipe { hidden: 0, ..recipe.clone() }
+}
+
+/// Learning rate at this share of the run: a rise, then straight down to zero.
+fn schedule(share: f64, warm_up: f64) -> f64 {
+    if share < warm_up { share / warm_up } else { (1.0 - share) / (1.0 - warm_up) }
+}
+
+fn snapshot(optimizer: &AdamW) -> TensorResult<Vec<Tensor>> {
+    optimizer.parameters().map(|parameter: &Var| parameter.as_tensor().copy()).collect()
+}
+
+fn append(path: &std::path::Path, line: &Line<'_>) -> Result<(), TrainError> {
+    let text = serde_json::to_string(line).map_err(|error| TrainError::Unusable(error.to_string()))?;
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .and_then(|mut file| writeln!(file, "{text}"))
+        .map_err(|source| TrainError::Io { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn learning_rate_rises_then_falls_to_nothing() {
+        assert_eq!(schedule(0.0, 0.1), 0.0);
+        assert!((schedule(0.05, 0.1) - 0.5).abs() < 1e-9 && (schedule(0.1, 0.1) - 1.0).abs() < 1e-9);
+        assert!((schedule(0.55, 0.1) - 0.5).abs() < 1e-9 && schedule(1.0, 0.1) == 0.0);
+        assert_eq!(schedule(0.0, 0.0), 1.0);
+    }
+}
