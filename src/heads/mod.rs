@@ -258,7 +258,7 @@ pub fn ngram_weight(n: usize) -> f32 {
     1.0 / (n.max(1) as f32).sqrt()
 }
 
-/// `(features - mean) · scale`, cut to ±[`MAX_STANDARDISED`] so that a freak text cannot throw the heads far out.
+/// `(features - mean) · scale`, cut to ±`MAX_STANDARDISED` so that a freak text cannot throw the heads far out.
 pub fn standardise(features: ArrayView2<'_, f32>, mean: &Array1<f32>, scale: &Array1<f32>) -> Array2<f32> {
     ((&features - mean) * scale).mapv_into(|value| value.clamp(-MAX_STANDARDISED, MAX_STANDARDISED))
 }

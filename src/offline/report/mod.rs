@@ -1,7 +1,7 @@
 //! An [`Evaluation`] for people and programs: text for a terminal, JSON, and one HTML file that needs nothing else.
 //! Robustness is measured apart and told as text.
 //!
-//! Text and HTML show the same tables ([`tables`]); HTML adds plots and where the figures come from.
+//! Text and HTML show the same tables (`tables`); HTML adds plots and where the figures come from.
 
 mod card;
 mod html;
