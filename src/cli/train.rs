@@ -59,9 +59,15 @@ pub(super) struct Args {
     /// cpu or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Threads that train [default: one per core].
+    #[arg(long)]
+    threads: Option<usize>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    keep_candle_to_one_thread()?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    super::set_threads(Some(args.threads.unwrap_or(cores)))?;
     let mut recipe = match &args.recipe {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -98,6 +104,33 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     super::print_line(&format!("wrote {}", args.out.display()));
     Ok(ExitCode::SUCCESS)
 }
+
+/// Starts this process anew with candle's own threads off, where that is not so yet.
+///
+/// Training gives each core rows of its own, and candle's threads would only stand in their way; it takes their
+/// number from the environment alone, where nothing but a new process can safely put it.
+fn keep_candle_to_one_thread() -> anyhow::Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    if std::env::var_os(CANDLE_THREADS).is_some() {
+        return Ok(());
+    }
+    let this = std::env::current_exe().context("cannot find this program to start it anew")?;
+    let mut again = std::process::Command::new(this);
+    again.args(std::env::args_os().skip(1)).env(CANDLE_THREADS, "1").envs(KEEP_MEMORY);
+    // Returns only when it fails.
+    Err(again.exec()).context("cannot start this program anew with one thread for candle")
+}
+
+/// What candle reads the number of its threads from.
+const CANDLE_THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Makes glibc keep the memory of large tensors: every step wants the same sizes again, and giving pages back to take
+/// them anew costs a seventh of the time. Means nothing to other C libraries.
+const KEEP_MEMORY: [(&str, &str); 3] = [
+    ("MALLOC_MMAP_THRESHOLD_", "4294967296"),
+    ("MALLOC_TRIM_THRESHOLD_", "8589934592"),
+    ("MALLOC_TOP_PAD_", "268435456"),
+];
 
 fn render(report: &TrainReport) -> String {
     let mut sections = vec![format!("rows {:?}", report.rows)];

@@ -9,11 +9,12 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use ndarray::Array2;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
 use crate::classifier::{Input, embed};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, EncoderError};
 use crate::text::Prepared;
 
 /// Most word pieces of one forward pass.
@@ -66,24 +67,32 @@ impl EmbeddingCache {
         progress: &dyn Fn(usize),
     ) -> Result<Array2<f32>, TrainError> {
         let keys: Vec<Key> = texts.iter().map(|text| Sha256::digest(text.text.as_bytes()).into()).collect();
-        let mut missing: Vec<(Key, Input)> = Vec::new();
-        for (key, text) in keys.iter().zip(texts) {
-            if !self.known.contains_key(key) {
-                missing.push((*key, Input::new(encoder, text)?));
-            }
-        }
+        let mut missing = keys
+            .par_iter()
+            .zip(texts)
+            .filter(|(key, _)| !self.known.contains_key(*key))
+            .map(|(key, text)| Ok((*key, Input::new(encoder, text)?)))
+            .collect::<Result<Vec<(Key, Input)>, EncoderError>>()?;
         // Equal lengths share their attention products.
         missing.sort_by_key(|(_, input)| input.n_tokens());
-        let mut done = texts.len() - missing.len();
-        progress(done);
+        let mut passes = Vec::new();
         let mut rest = missing.as_slice();
         while !rest.is_empty() {
             let longest = rest.iter().map(|(_, input)| input.n_tokens()).take(TOKENS_PER_PASS / 256).max();
             let n = (TOKENS_PER_PASS / longest.unwrap_or(1).max(1)).clamp(1, rest.len());
             let (pass, later) = rest.split_at(n);
-            self.embed_pass(encoder, pass)?;
+            passes.push(pass);
             rest = later;
-            done += n;
+        }
+        let mut done = texts.len() - missing.len();
+        progress(done);
+        // A pass for each core at a time: the steps between the matrix products keep only one core busy.
+        for some in passes.chunks(rayon::current_num_threads()) {
+            let embeddings = some.par_iter().map(|pass| embed_pass(encoder, pass)).collect::<Result<Vec<_>, _>>()?;
+            for (pass, embeddings) in some.iter().zip(embeddings) {
+                self.keep(pass, &embeddings)?;
+                done += pass.len();
+            }
             progress(done);
         }
         let mut embeddings = Array2::zeros((texts.len(), encoder.hidden_size()));
@@ -95,9 +104,7 @@ impl EmbeddingCache {
         Ok(embeddings)
     }
 
-    fn embed_pass(&mut self, encoder: &Encoder, pass: &[(Key, Input)]) -> Result<(), TrainError> {
-        let inputs: Vec<&Input> = pass.iter().map(|(_, input)| input).collect();
-        let embeddings = embed(encoder, &inputs)?;
+    fn keep(&mut self, pass: &[(Key, Input)], embeddings: &Array2<f32>) -> Result<(), TrainError> {
         let mut record = Vec::new();
         for ((key, _), row) in pass.iter().zip(embeddings.outer_iter()) {
             record.extend_from_slice(key);
@@ -109,4 +116,8 @@ impl EmbeddingCache {
         }
         Ok(())
     }
+}
+
+fn embed_pass(encoder: &Encoder, pass: &[(Key, Input)]) -> Result<Array2<f32>, EncoderError> {
+    embed(encoder, &pass.iter().map(|(_, input)| input).collect::<Vec<_>>())
 }

@@ -5,12 +5,11 @@ use ndarray::Array2;
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::network::matrix;
-use super::objective::{
-    DifficultyData, DifficultyModel, DifficultyTensors, IntentData, IntentModel, IntentTensors, select,
-};
+use super::network::{Dropout, matrix, to_array};
+use super::objective::{DifficultyData, DifficultyModel, DifficultyTensors, IntentData, IntentModel, IntentTensors};
 use super::optimizer::{AdamW, Group};
 use super::recipe::HeadRecipe;
+use super::table::NgramTable;
 use crate::heads::{IntentHead, Mlp, TierScale};
 
 /// Passes without improvement before training stops.
@@ -28,19 +27,23 @@ pub fn fit_intent(
     seed: u64,
     device: &Device,
 ) -> Result<IntentHead> {
-    let model = IntentModel::new(train.0.ncols(), train.1.targets.ncols(), n_buckets, recipe, seed, device)?;
-    let (inputs, held_out_inputs) = (matrix(train.0, device)?, matrix(held_out.0, device)?);
-    let (data, held_out) = (IntentTensors::new(train.1, device)?, IntentTensors::new(held_out.1, device)?);
-    run(
-        model.parameters(),
-        train.0.nrows(),
+    let n_labels = train.1.targets.ncols();
+    let model = IntentModel::new(train.0.ncols(), n_labels, recipe, seed, device)?;
+    let parameters = model.parameters();
+    let problem = IntentProblem {
+        inputs: matrix(train.0, device)?,
+        data: IntentTensors::new(train.1, device)?,
+        ngrams: &train.1.ngrams,
+        held_out_inputs: matrix(held_out.0, device)?,
+        held_out: IntentTensors::new(held_out.1, device)?,
+        held_out_ngrams: &held_out.1.ngrams,
         recipe,
-        seed,
-        device,
-        |rows| model.losses(&data, &select(&inputs, Some(rows))?, Some(rows), recipe.dropout)?.mean(),
-        || model.losses(&held_out, &held_out_inputs, None, 0.0)?.mean(),
-    )?;
-    model.to_head()
+        model,
+        table: NgramTable::new(n_buckets, n_labels),
+        best_table: Array2::zeros((n_buckets, n_labels)),
+    };
+    let problem = run(problem, parameters, train.0.nrows(), recipe, seed)?;
+    Ok(IntentHead { network: problem.model.to_mlp()?, ngrams: problem.best_table })
 }
 
 /// Fits the difficulty head and the tier scale together, on inputs as for [`fit_intent`].
@@ -58,37 +61,119 @@ pub fn fit_difficulty(
     device: &Device,
 ) -> Result<(Mlp, TierScale)> {
     let model = DifficultyModel::new(train.0.ncols(), recipe, seed, device)?;
-    let (inputs, held_out_inputs) = (matrix(train.0, device)?, matrix(held_out.0, device)?);
-    let (data, held_out) = (DifficultyTensors::new(train.1, device)?, DifficultyTensors::new(held_out.1, device)?);
-    let loss = |data: &DifficultyTensors, inputs: &Tensor, rows: Option<&Tensor>, dropout: f32| {
-        let [answers, tiers] = model.losses(data, inputs, rows, dropout)?;
-        answers.mean()? + tiers.mean()?
-    };
-    run(
-        model.parameters(),
-        train.0.nrows(),
+    let parameters = model.parameters();
+    let problem = DifficultyProblem {
+        inputs: matrix(train.0, device)?,
+        data: DifficultyTensors::new(train.1, device)?,
+        held_out_inputs: matrix(held_out.0, device)?,
+        held_out: DifficultyTensors::new(held_out.1, device)?,
         recipe,
-        seed,
-        device,
-        |rows| loss(&data, &select(&inputs, Some(rows))?, Some(rows), recipe.dropout),
-        || loss(&held_out, &held_out_inputs, None, 0.0),
-    )?;
-    model.to_head()
+        model,
+    };
+    run(problem, parameters, train.0.nrows(), recipe, seed)?.model.to_head()
+}
+
+/// A head, its rows and its loss.
+trait Problem {
+    /// One step on the given rows at `factor` times the learning rate.
+    fn step(&mut self, rows: &[u32], factor: f64, dropout: &mut Dropout, optimizer: &mut AdamW) -> Result<()>;
+    fn held_out_loss(&self) -> Result<f64>;
+    /// Told when the held-out loss is the lowest so far; the parameters that the optimizer knows are kept elsewhere.
+    fn keep_best(&mut self) {}
+}
+
+struct IntentProblem<'a> {
+    inputs: Tensor,
+    data: IntentTensors,
+    ngrams: &'a [Vec<u32>],
+    held_out_inputs: Tensor,
+    held_out: IntentTensors,
+    held_out_ngrams: &'a [Vec<u32>],
+    recipe: &'a HeadRecipe,
+    model: IntentModel,
+    table: NgramTable,
+    best_table: Array2<f32>,
+}
+
+struct DifficultyProblem<'a> {
+    inputs: Tensor,
+    data: DifficultyTensors,
+    held_out_inputs: Tensor,
+    held_out: DifficultyTensors,
+    recipe: &'a HeadRecipe,
+    model: DifficultyModel,
+}
+
+// === impl Problem ===
+
+impl Problem for IntentProblem<'_> {
+    fn step(&mut self, rows: &[u32], factor: f64, dropout: &mut Dropout, optimizer: &mut AdamW) -> Result<()> {
+        let ngrams = rows.iter().map(|row| self.ngrams[*row as usize].as_slice());
+        let lookup = self.table.look_up(ngrams, dropout);
+        let added = Var::from_tensor(&matrix(&lookup.sums, self.inputs.device())?)?;
+        let rows = Tensor::new(rows, self.inputs.device())?;
+        let inputs = self.inputs.index_select(&rows, 0)?;
+        let loss = self.model.losses(&self.data, &inputs, Some(&added), Some(&rows), dropout)?.mean()?;
+        let grads = loss.backward()?;
+        optimizer.step(&optimizer.gradients(&grads), &[factor])?;
+        if let Some(gradient) = grads.get(&added) {
+            let rate = self.recipe.ngram_learning_rate * factor;
+            self.table.step(&lookup, to_array(gradient)?.view(), rate as f32, self.recipe.ngram_weight_decay as f32);
+        }
+        Ok(())
+    }
+
+    fn held_out_loss(&self) -> Result<f64> {
+        let lookup = self.table.look_up(self.held_out_ngrams.iter().map(Vec::as_slice), &mut Dropout::none());
+        let added = matrix(&lookup.sums, self.inputs.device())?;
+        let inputs = &self.held_out_inputs;
+        let losses = self.model.losses(&self.held_out, inputs, Some(&added), None, &mut Dropout::none())?;
+        Ok(f64::from(losses.mean()?.to_scalar::<f32>()?))
+    }
+
+    fn keep_best(&mut self) {
+        self.best_table.assign(&self.table.values);
+    }
+}
+
+impl DifficultyProblem<'_> {
+    fn loss(
+        &self,
+        data: &DifficultyTensors,
+        inputs: &Tensor,
+        rows: Option<&Tensor>,
+        dropout: &mut Dropout,
+    ) -> Result<Tensor> {
+        let [answers, tiers] = self.model.losses(data, inputs, rows, dropout)?;
+        answers.mean()? + (tiers.mean()? * self.recipe.tier_weight)?
+    }
+}
+
+impl Problem for DifficultyProblem<'_> {
+    fn step(&mut self, rows: &[u32], factor: f64, dropout: &mut Dropout, optimizer: &mut AdamW) -> Result<()> {
+        let rows = Tensor::new(rows, self.inputs.device())?;
+        let loss = self.loss(&self.data, &self.inputs.index_select(&rows, 0)?, Some(&rows), dropout)?;
+        optimizer.step(&optimizer.gradients(&loss.backward()?), &[factor])
+    }
+
+    fn held_out_loss(&self) -> Result<f64> {
+        let loss = self.loss(&self.held_out, &self.held_out_inputs, None, &mut Dropout::none())?;
+        Ok(f64::from(loss.to_scalar::<f32>()?))
+    }
 }
 
 /// Steps until the held-out loss stops improving; leaves the best parameters in place.
-fn run(
+fn run<P: Problem>(
+    mut problem: P,
     parameters: Vec<Var>,
     n_rows: usize,
     recipe: &HeadRecipe,
     seed: u64,
-    device: &Device,
-    step_loss: impl Fn(&Tensor) -> Result<Tensor>,
-    held_out_loss: impl Fn() -> Result<Tensor>,
-) -> Result<()> {
+) -> Result<P> {
     let (learning_rate, weight_decay) = (recipe.learning_rate, recipe.weight_decay);
     let mut optimizer = AdamW::new(vec![Group { parameters: parameters.clone(), learning_rate, weight_decay }]);
     let mut rng = StdRng::seed_from_u64(seed);
+    let mut dropout = Dropout::new(recipe.dropout, seed);
     let mut order: Vec<u32> = (0..n_rows as u32).collect();
     let n_steps = recipe.epochs * n_rows.div_ceil(recipe.batch);
     let (mut step, mut best, mut best_values, mut stale) = (0_usize, f64::INFINITY, Vec::new(), 0);
@@ -96,13 +181,14 @@ fn run(
         order.shuffle(&mut rng);
         for rows in order.chunks(recipe.batch) {
             let factor = cosine(step as f64 / n_steps as f64);
-            optimizer.step(&step_loss(&Tensor::new(rows, device)?)?, &[factor])?;
+            problem.step(rows, factor, &mut dropout, &mut optimizer)?;
             step += 1;
         }
-        let held_out = f64::from(held_out_loss()?.to_scalar::<f32>()?);
+        let held_out = problem.held_out_loss()?;
         if held_out < best {
             best = held_out;
             best_values = parameters.iter().map(|parameter| parameter.as_tensor().copy()).collect::<Result<_>>()?;
+            problem.keep_best();
             stale = 0;
         } else {
             stale += 1;
@@ -114,7 +200,7 @@ fn run(
     for (parameter, value) in parameters.iter().zip(&best_values) {
         parameter.set(value)?;
     }
-    Ok(())
+    Ok(problem)
 }
 
 /// Learning rate at this share of the run, from 1 to a twentieth.

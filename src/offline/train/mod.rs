@@ -19,6 +19,7 @@ mod intent;
 mod network;
 mod objective;
 mod optimizer;
+mod table;
 mod tune;
 
 use std::collections::BTreeMap;

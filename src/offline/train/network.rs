@@ -1,7 +1,5 @@
 //! A small trainable network, and the way between candle's tensors and `ndarray`.
 
-use std::cell::RefCell;
-
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ndarray::{Array1, Array2};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -11,8 +9,12 @@ use crate::heads::{Dense, Mlp};
 /// Dense layers with ReLU between them and dropout before each, as [`Mlp`] without the dropout.
 pub(super) struct Network {
     layers: Vec<(Var, Var)>,
-    /// Of the dropout masks; candle's own dropout cannot be seeded.
-    rng: RefCell<StdRng>,
+}
+
+/// The dropout masks of one step. candle's own dropout cannot be seeded.
+pub(super) struct Dropout {
+    share: f32,
+    rng: StdRng,
 }
 
 impl Network {
@@ -29,35 +31,18 @@ impl Network {
                 Ok((weight, bias))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { layers, rng: RefCell::new(rng) })
+        Ok(Self { layers })
     }
 
-    /// Starts the dropout masks anew, so that a run that resumes draws what it would have drawn.
-    pub(super) fn reseed(&self, seed: u64) {
-        *self.rng.borrow_mut() = StdRng::seed_from_u64(seed);
-    }
-
-    pub(super) fn forward(&self, inputs: &Tensor, dropout: f32) -> Result<Tensor> {
+    pub(super) fn forward(&self, inputs: &Tensor, dropout: &mut Dropout) -> Result<Tensor> {
         let mut values = inputs.clone();
         for (index, (weight, bias)) in self.layers.iter().enumerate() {
             if index > 0 {
                 values = values.relu()?;
             }
-            values = self.drop_out(&values, dropout)?.matmul(weight)?.broadcast_add(bias)?;
+            values = dropout.apply(&values)?.matmul(weight)?.broadcast_add(bias)?;
         }
         Ok(values)
-    }
-
-    /// Zeroes each value with probability `share` and scales the rest up.
-    pub(super) fn drop_out(&self, values: &Tensor, share: f32) -> Result<Tensor> {
-        if share <= 0.0 {
-            return Ok(values.clone());
-        }
-        let mut rng = self.rng.borrow_mut();
-        let kept = 1.0 / (1.0 - share);
-        let mask: Vec<f32> =
-            (0..values.elem_count()).map(|_| if rng.random::<f32>() < share { 0.0 } else { kept }).collect();
-        values * Tensor::from_vec(mask, values.shape(), values.device())?
     }
 
     pub(super) fn parameters(&self) -> Vec<Var> {
@@ -73,6 +58,39 @@ impl Network {
             })
             .collect::<Result<_>>()?;
         Mlp::new(layers).map_err(candle_core::Error::wrap)
+    }
+}
+
+// === impl Dropout ===
+
+impl Dropout {
+    /// Masks that drop values with probability `share`, the same for the same seed.
+    pub(super) fn new(share: f32, seed: u64) -> Self {
+        Self { share, rng: StdRng::seed_from_u64(seed) }
+    }
+
+    /// Drops nothing.
+    pub(super) fn none() -> Self {
+        Self::new(0.0, 0)
+    }
+
+    /// What a value is multiplied by: 0, or what makes up for those that are dropped.
+    pub(super) fn factor(&mut self) -> f32 {
+        if self.share <= 0.0 {
+            1.0
+        } else if self.rng.random::<f32>() < self.share {
+            0.0
+        } else {
+            1.0 / (1.0 - self.share)
+        }
+    }
+
+    fn apply(&mut self, values: &Tensor) -> Result<Tensor> {
+        if self.share <= 0.0 {
+            return Ok(values.clone());
+        }
+        let mask: Vec<f32> = (0..values.elem_count()).map(|_| self.factor()).collect();
+        values * Tensor::from_vec(mask, values.shape(), values.device())?
     }
 }
 

@@ -3,13 +3,13 @@
 //! Both objectives take the dense inputs `[rows, hidden + features]` from outside, so that embeddings may come from a
 //! table or from an encoder under training.
 
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops;
 use ndarray::{Array1, Array2};
 
-use super::network::{Network, matrix, to_array, vector};
+use super::network::{Dropout, Network, matrix, vector};
 use super::recipe::HeadRecipe;
-use crate::heads::{IntentHead, Mlp, TierScale, ngram_weight};
+use crate::heads::{Mlp, TierScale};
 
 /// What the intent head learns from: one row each of n-grams, targets and weights.
 #[derive(Clone, Debug)]
@@ -47,11 +47,9 @@ pub(super) struct Losses {
     usual_weight: f64,
 }
 
-/// The parameters of the intent head under training.
+/// The dense part of the intent head under training.
 pub(super) struct IntentModel {
     network: Network,
-    /// `[buckets, labels]`.
-    table: Var,
 }
 
 /// The parameters of the difficulty head and of the tier scale under training.
@@ -63,9 +61,6 @@ pub(super) struct DifficultyModel {
 
 /// [`IntentData`] on the device.
 pub(super) struct IntentTensors {
-    /// `[rows, most n-grams of a row]`, filled up with bucket 0 at weight 0.
-    buckets: Tensor,
-    bucket_weights: Tensor,
     targets: Tensor,
     weights: Tensor,
     usual_weight: f64,
@@ -110,47 +105,39 @@ impl IntentModel {
     pub(super) fn new(
         n_in: usize,
         n_labels: usize,
-        n_buckets: usize,
         recipe: &HeadRecipe,
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
-        let network = Network::new(n_in, recipe.hidden, n_labels, seed, device)?;
-        let table = Var::from_tensor(&Tensor::zeros((n_buckets, n_labels), DType::F32, device)?)?;
-        Ok(Self { network, table })
+        Ok(Self { network: Network::new(n_in, recipe.hidden, n_labels, seed, device)? })
     }
 
     pub(super) fn parameters(&self) -> Vec<Var> {
-        let mut parameters = self.network.parameters();
-        parameters.push(self.table.clone());
-        parameters
-    }
-
-    pub(super) fn reseed(&self, seed: u64) {
-        self.network.reseed(seed);
+        self.network.parameters()
     }
 
     /// Losses of the given rows of `data` (`None`: all) at `inputs`, their dense inputs in the same order.
+    ///
+    /// `added`, `[rows, labels]`, is what the n-grams say, where they are asked.
     pub(super) fn losses(
         &self,
         data: &IntentTensors,
         inputs: &Tensor,
+        added: Option<&Tensor>,
         rows: Option<&Tensor>,
-        dropout: f32,
+        dropout: &mut Dropout,
     ) -> Result<Losses> {
-        let (buckets, bucket_weights) = (select(&data.buckets, rows)?, select(&data.bucket_weights, rows)?);
-        let bucket_weights = self.network.drop_out(&bucket_weights, dropout)?;
-        let (n_rows, width) = buckets.dims2()?;
-        let added = self.table.index_select(&buckets.flatten_all()?, 0)?.reshape((n_rows, width, ()))?;
-        let added = added.broadcast_mul(&bucket_weights.unsqueeze(2)?)?.sum(1)?;
-        let logits = (self.network.forward(inputs, dropout)? + added)?;
+        let mut logits = self.network.forward(inputs, dropout)?;
+        if let Some(added) = added {
+            logits = (logits + added)?;
+        }
         let losses = (ops::log_softmax(&logits, D::Minus1)? * select(&data.targets, rows)?)?.sum(1)?.neg()?;
         let weights = select(&data.weights, rows)?;
         Ok(Losses { weighted: (losses * &weights)?, weights, usual_weight: data.usual_weight })
     }
 
-    pub(super) fn to_head(&self) -> Result<IntentHead> {
-        Ok(IntentHead { network: self.network.to_mlp()?, ngrams: to_array(&self.table)? })
+    pub(super) fn to_mlp(&self) -> Result<Mlp> {
+        self.network.to_mlp()
     }
 }
 
@@ -168,17 +155,13 @@ impl DifficultyModel {
         parameters
     }
 
-    pub(super) fn reseed(&self, seed: u64) {
-        self.network.reseed(seed);
-    }
-
     /// As [`IntentModel::losses`]: how well models' answers, and people's tiers, are predicted from one difficulty.
     pub(super) fn losses(
         &self,
         data: &DifficultyTensors,
         inputs: &Tensor,
         rows: Option<&Tensor>,
-        dropout: f32,
+        dropout: &mut Dropout,
     ) -> Result<[Losses; 2]> {
         let z = self.network.forward(inputs, dropout)?;
         let answers = binary_cross_entropy(&data.abilities.broadcast_sub(&z)?, &select(&data.scores, rows)?)?;
@@ -210,17 +193,7 @@ impl DifficultyModel {
 
 impl IntentTensors {
     pub(super) fn new(data: &IntentData, device: &Device) -> Result<Self> {
-        let width = data.ngrams.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let (mut buckets, mut weights) = (Vec::new(), Vec::new());
-        for row in &data.ngrams {
-            buckets.extend(row.iter().copied().chain(std::iter::repeat(0)).take(width));
-            let weight = ngram_weight(row.len());
-            weights.extend((0..width).map(|index| if index < row.len() { weight } else { 0.0 }));
-        }
-        let shape = (data.ngrams.len(), width);
         Ok(Self {
-            buckets: Tensor::from_vec(buckets, shape, device)?,
-            bucket_weights: Tensor::from_vec(weights, shape, device)?,
             targets: matrix(&data.targets, device)?,
             weights: vector(&data.weights, device)?,
             usual_weight: mean(&data.weights),

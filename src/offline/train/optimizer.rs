@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use rayon::prelude::*;
 
 /// Parameters that share a learning rate and a weight decay.
@@ -44,6 +44,8 @@ const BETAS: [f32; 2] = [0.9, 0.999];
 const EPS: f32 = 1e-8;
 /// Largest norm of all gradients together.
 const MAX_NORM: f64 = 1.0;
+/// Numbers that one thread takes at a time.
+const NUMBERS_PER_TASK: usize = 16_384;
 /// A matrix with fewer rows is a norm's parameters.
 const LEAST_MATRIX_ROWS: usize = 4;
 
@@ -73,17 +75,21 @@ impl AdamW {
         self.n_steps = n_steps;
     }
 
-    /// One step along the gradients of `loss`; each group's learning rate is multiplied by its entry in `factors`.
-    pub(super) fn step(&mut self, loss: &Tensor, factors: &[f64]) -> Result<()> {
-        let grads = loss.backward()?;
-        let shrink = clip(&grads, self.parameters())?;
+    /// The gradients of every parameter, in order of the groups, out of a pass back.
+    pub(super) fn gradients(&self, grads: &GradStore) -> Vec<Option<Tensor>> {
+        self.parameters().map(|parameter| grads.get(parameter).cloned()).collect()
+    }
+
+    /// One step along `gradients`; each group's learning rate is multiplied by its entry in `factors`.
+    pub(super) fn step(&mut self, gradients: &[Option<Tensor>], factors: &[f64]) -> Result<()> {
+        let shrink = clip(gradients)?;
         self.n_steps += 1;
         let corrections = BETAS.map(|beta| 1.0 - beta.powi(self.n_steps as i32));
-        let mut moments = self.moments.iter_mut();
+        let mut moments = self.moments.iter_mut().zip(gradients);
         for (group, factor) in self.groups.iter().zip(factors) {
             let rate = (group.learning_rate * factor) as f32;
-            for (parameter, moments) in group.parameters.iter().zip(&mut moments) {
-                let Some(grad) = grads.get(parameter) else { continue };
+            for (parameter, (moments, gradient)) in group.parameters.iter().zip(&mut moments) {
+                let Some(grad) = gradient else { continue };
                 let matrix = parameter.rank() == 2 && parameter.dim(0)? >= LEAST_MATRIX_ROWS;
                 let keep = if matrix { 1.0 - rate * group.weight_decay as f32 } else { 1.0 };
                 let step = Step { moments: Mutex::new(moments), shrink, keep, rate, corrections };
@@ -114,7 +120,7 @@ impl InplaceOp2 for Step<'_> {
         let mut moments = self.moments.lock().map_err(|_| candle_core::Error::msg("a step before panicked"))?;
         let [first, second] = &mut **moments;
         let state = first.par_iter_mut().zip(second.par_iter_mut());
-        values.par_iter_mut().zip(grad).zip(state).with_min_len(16_384).for_each(|((value, grad), (m, v))| {
+        values.par_iter_mut().zip(grad).zip(state).with_min_len(NUMBERS_PER_TASK).for_each(|((value, grad), (m, v))| {
             let grad = grad * self.shrink;
             *m = BETAS[0] * *m + (1.0 - BETAS[0]) * grad;
             *v = BETAS[1] * *v + (1.0 - BETAS[1]) * grad * grad;
@@ -126,15 +132,22 @@ impl InplaceOp2 for Step<'_> {
 }
 
 /// What gradients are multiplied by, so that their norm stays within the limit.
-fn clip<'a>(grads: &GradStore, parameters: impl Iterator<Item = &'a Var>) -> Result<f32> {
+fn clip(gradients: &[Option<Tensor>]) -> Result<f32> {
     let mut sum = 0.0;
-    for parameter in parameters {
-        if let Some(grad) = grads.get(parameter) {
-            sum += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
-        }
+    for gradient in gradients.iter().flatten() {
+        sum += sum_of_squares(gradient)?;
     }
     let norm = sum.sqrt();
     Ok(if norm > MAX_NORM { (MAX_NORM / norm) as f32 } else { 1.0 })
+}
+
+fn sum_of_squares(gradient: &Tensor) -> Result<f64> {
+    let (storage, layout) = gradient.storage_and_layout();
+    if let (Storage::Cpu(numbers), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+        let chunks = numbers.as_slice::<f32>()?[start..end].par_chunks(NUMBERS_PER_TASK);
+        return Ok(chunks.map(|chunk| chunk.iter().map(|x| f64::from(x * x)).sum::<f64>()).sum());
+    }
+    Ok(f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?))
 }
 
 #[cfg(test)]
@@ -155,7 +168,8 @@ mod tests {
         let mut candle = candle_nn::AdamW::new(vec![theirs.clone()], settings).unwrap();
         let loss = |var: &Var| (var.as_tensor().powf(4.0).unwrap().mean_all().unwrap() * 0.01).unwrap();
         for _ in 0..20 {
-            own.step(&loss(&ours), &[1.0]).unwrap();
+            let gradients = own.gradients(&loss(&ours).backward().unwrap());
+            own.step(&gradients, &[1.0]).unwrap();
             candle.backward_step(&loss(&theirs)).unwrap();
         }
         let difference = (ours.as_tensor() - theirs.as_tensor()).unwrap().abs().unwrap().flatten_all().unwrap();

@@ -124,6 +124,12 @@ pub struct HeadRecipe {
     pub epochs: usize,
     /// Rows a step.
     pub batch: usize,
+    /// Learning rate of the n-gram table, of intent alone; each number's own falls with what it has seen.
+    pub ngram_learning_rate: f64,
+    /// Weight decay of the n-grams that a step looks up.
+    pub ngram_weight_decay: f64,
+    /// Weight of the judged tiers beside the models' answers, of difficulty alone.
+    pub tier_weight: f64,
 }
 
 fn one() -> f32 {
@@ -170,7 +176,17 @@ impl Default for EncoderRecipe {
 
 impl Default for HeadRecipe {
     fn default() -> Self {
-        Self { hidden: 256, dropout: 0.2, weight_decay: 0.02, learning_rate: 2e-3, epochs: 40, batch: 256 }
+        Self {
+            hidden: 256,
+            dropout: 0.2,
+            weight_decay: 0.02,
+            learning_rate: 2e-3,
+            epochs: 40,
+            batch: 256,
+            ngram_learning_rate: 0.05,
+            ngram_weight_decay: 0.001,
+            tier_weight: 1.0,
+        }
     }
 }
 
