@@ -106,6 +106,39 @@ pub struct CalibrationFigures {
     pub brier_score: f64,
     /// Rows measured on.
     pub rows: u64,
+    /// The reliability diagram: bins of equal width that hold any row, least confident first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bins: Vec<CalibrationBin>,
+    /// By predicted label.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_label: BTreeMap<String, GroupCalibration>,
+    /// By length of the text in words.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_length: BTreeMap<String, GroupCalibration>,
+}
+
+/// Rows of similar confidence.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationBin {
+    /// Their mean probability of the top label.
+    pub confidence: f64,
+    /// The share of them whose top label was right.
+    pub accuracy: f64,
+    /// How many.
+    pub rows: u64,
+}
+
+/// The figures of some of the rows.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupCalibration {
+    /// As of all rows.
+    pub expected_calibration_error: f64,
+    /// As of all rows.
+    pub brier_score: f64,
+    /// How many.
+    pub rows: u64,
 }
 
 /// How capable a language model is: P(it answers well) = sigmoid(ability - latent difficulty).

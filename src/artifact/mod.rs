@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-pub use manifest::{CalibrationFigures, ClassifierManifest, EncoderManifest, FileEntry, ModelAbility};
+pub use manifest::{
+    CalibrationBin, CalibrationFigures, ClassifierManifest, EncoderManifest, FileEntry, GroupCalibration, ModelAbility,
+};
 
 /// File name of the manifest in every model directory.
 pub const MANIFEST: &str = "manifest.toml";

@@ -89,10 +89,7 @@ enum SplitName {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     super::set_threads(args.model.threads)?;
-    let mut rows = Vec::new();
-    for path in &args.input {
-        rows.extend(read_rows(path)?);
-    }
+    let mut rows = read_rows(&args.input)?;
     if let Some(split) = args.split {
         let wanted = match split {
             SplitName::Train => Split::Train,

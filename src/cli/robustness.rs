@@ -1,6 +1,6 @@
 //! `pointsman robustness`: what harmless changes of a prompt change in the verdict on it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -80,15 +80,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn rows(input: &[PathBuf]) -> anyhow::Result<Vec<Row>> {
     if input.is_empty() {
-        let mut rows = read_rows(Path::new(OWN_PROMPTS)).context("give --input, or run from the project's root")?;
+        let mut rows = read_rows(&[OWN_PROMPTS]).context("give --input, or run from the project's root")?;
         rows.retain(|row| Split::of(&row.id) == Split::Test);
         return Ok(rows);
     }
-    let mut rows = Vec::new();
-    for path in input {
-        rows.extend(read_rows(path)?);
-    }
-    Ok(rows)
+    Ok(read_rows(input)?)
 }
 
 fn measure(model: &ModelArgs, trials: &[Trial], min_confidence: Probability) -> anyhow::Result<(ModelRef, Changes)> {

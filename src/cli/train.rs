@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// Which parts of the encoder are trained: frozen, lora:RANK, top:LAYERS or all; replaces the recipe's.
     #[arg(long)]
     tune: Option<Tuning>,
+    /// Classifier (a name or a directory) whose tuned encoder is taken as it is; only heads are fitted then.
+    #[arg(long, conflicts_with_all = ["tune", "checkpoint", "log"])]
+    tuned_as: Option<String>,
     /// Folder that keeps the state of the encoder's training after each pass; a run that was cut off goes on there.
     #[arg(long)]
     checkpoint: Option<PathBuf>,
@@ -84,6 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         encoder: args.encoder.clone(),
         roots: default_roots(args.models_dir.as_deref()),
         max_tokens: args.max_tokens,
+        tuned_as: args.tuned_as.clone(),
         checkpoint_dir: args.checkpoint.clone(),
         log: args.log.clone(),
         cache_dir: args.cache.clone(),
@@ -148,6 +152,17 @@ fn render(report: &TrainReport) -> String {
     }
     sections.push(sources.to_string());
     sections.push(format!("intent macro-F1 {:.3}", report.intent_macro_f1));
+    if !report.intent_calibrators.is_empty() {
+        let mut calibrators = table(["calibrator of intent", "log-loss, cross-validated", "ECE"]);
+        for candidate in &report.intent_calibrators {
+            calibrators.add_row([
+                candidate.method.to_owned(),
+                format!("{:.4}", candidate.log_loss),
+                format!("{:.4}", candidate.calibration_error),
+            ]);
+        }
+        sections.push(calibrators.to_string());
+    }
     for (sign, auroc) in &report.out_of_scope_auroc {
         sections.push(format!("out-of-scope AUROC by {sign} {auroc:.4}"));
     }

@@ -12,6 +12,7 @@ use candle_transformers::models::bert::{Config, HiddenAct, PositionEmbeddingType
 
 use super::attention::attend;
 use super::layers::{Dense, Norm, Product};
+use super::noise::Noise;
 use super::{EncoderError, Tokens, gradient};
 
 /// A batch of sequences, concatenated in order of length.
@@ -122,16 +123,17 @@ impl Bert {
     }
 
     /// `[sequences, hidden]` f32, rows L2-normalised, in the batch's own order.
-    pub(super) fn forward(&self, batch: &RaggedBatch, device: &Device) -> Result<Tensor> {
+    pub(super) fn forward(&self, batch: &RaggedBatch, device: &Device, noise: &mut Noise) -> Result<Tensor> {
         let ids = Tensor::new(batch.ids.as_slice(), device)?;
         let positions = Tensor::new(batch.positions.as_slice(), device)?;
         let words = self.word.index_select(&ids, 0)?;
-        let mut hidden = self.norm.forward(words, &self.position.index_select(&positions, 0)?)?;
+        let mut hidden = noise.apply(self.norm.forward(words, &self.position.index_select(&positions, 0)?)?)?;
         for layer in &self.layers {
             let context = attend(&layer.qkv.forward(&hidden)?, &batch.runs, self.n_heads)?;
-            hidden = layer.attention_norm.forward(layer.attention_out.forward(&context)?, &hidden)?;
+            let context = noise.apply(layer.attention_out.forward(&context)?)?;
+            hidden = layer.attention_norm.forward(context, &hidden)?;
             let inner = layer.up.forward_gelu(&hidden)?;
-            hidden = layer.output_norm.forward(layer.down.forward(&inner)?, &hidden)?;
+            hidden = layer.output_norm.forward(noise.apply(layer.down.forward(&inner)?)?, &hidden)?;
         }
         let pooled = self.pool(&hidden, batch)?;
         let norms = pooled.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;

@@ -10,6 +10,7 @@ mod attention;
 mod bert;
 mod gradient;
 mod layers;
+mod noise;
 mod ops;
 mod tokenizer;
 mod tuning;
@@ -18,6 +19,7 @@ use candle_core::{DType, Device};
 use ndarray::Array2;
 
 pub use bert::RaggedBatch;
+pub use noise::Noise;
 pub use tokenizer::{TextTokenizer, Tokens};
 pub use tuning::{CHANGES, TunableEncoder, Tuning};
 
@@ -149,7 +151,7 @@ impl Encoder {
             return Ok(Array2::zeros((0, self.hidden_size())));
         }
         let batch = RaggedBatch::new(texts);
-        let embeddings = self.bert.forward(&batch, &self.device)?.to_vec2::<f32>()?;
+        let embeddings = self.bert.forward(&batch, &self.device, &mut Noise::none())?.to_vec2::<f32>()?;
         let mut in_order = Array2::zeros((texts.len(), self.hidden_size()));
         for (row, &index) in embeddings.iter().zip(batch.order()) {
             in_order.row_mut(index).assign(&ndarray::ArrayView1::from(row.as_slice()));

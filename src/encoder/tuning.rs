@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bert::{Bert, RaggedBatch};
 use super::layers::Product;
+use super::noise::Noise;
 use super::{EncoderError, open_bert};
 use crate::artifact::{Artifact, EncoderManifest};
 
@@ -124,17 +125,24 @@ impl TunableEncoder {
         Ok(Self { bert, tuning, device: device.clone(), parameters, base })
     }
 
-    /// What is trained, by name.
-    pub fn parameters(&self) -> &BTreeMap<String, Var> {
-        &self.parameters
+    /// What is trained, by layer, first to last; layers without any are left out.
+    pub fn parameters(&self) -> Vec<Vec<Var>> {
+        (0..self.bert.layers.len())
+            .map(|index| {
+                let prefix = format!("layers.{index}.");
+                let of_layer = self.parameters.iter().filter(|(name, _)| name.starts_with(&prefix));
+                of_layer.map(|(_, var)| var.clone()).collect::<Vec<_>>()
+            })
+            .filter(|parameters| !parameters.is_empty())
+            .collect()
     }
 
     /// `[sequences, hidden]` f32, rows L2-normalised, in the batch's own order, with gradients to the parameters.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn forward(&self, batch: &RaggedBatch) -> Result<Tensor> {
-        self.bert.forward(batch, &self.device)
+    pub fn forward(&self, batch: &RaggedBatch, noise: &mut Noise) -> Result<Tensor> {
+        self.bert.forward(batch, &self.device, noise)
     }
 
     /// The content of [`CHANGES`].
@@ -270,11 +278,11 @@ mod tests {
             let tunable = TunableEncoder::load(&artifact, tuning, 1, &Device::Cpu).unwrap();
             let batch = RaggedBatch::new(&texts);
             let target = Tensor::randn(0.0_f32, 1.0, (3, 384), &Device::Cpu).unwrap();
-            let loss = || (tunable.forward(&batch).unwrap() * &target).unwrap().sum_all().unwrap();
+            let loss = || (tunable.forward(&batch, &mut Noise::none()).unwrap() * &target).unwrap().sum_all().unwrap();
             let before = loss().to_scalar::<f32>().unwrap();
             for _ in 0..3 {
                 let grads = loss().backward().unwrap();
-                for (name, var) in tunable.parameters() {
+                for (name, var) in &tunable.parameters {
                     let grad = grads.get(var).unwrap_or_else(|| panic!("{name} gets no gradient"));
                     var.set(&(var.as_tensor() - (grad * 0.02).unwrap()).unwrap()).unwrap();
                 }
@@ -284,7 +292,7 @@ mod tests {
 
             let served = Encoder::load(&artifact, Some(&tunable.changes().unwrap()), 64, &Device::Cpu).unwrap();
             let embedded = served.embed(&texts).unwrap();
-            let trained = tunable.forward(&batch).unwrap().detach().to_vec2::<f32>().unwrap();
+            let trained = tunable.forward(&batch, &mut Noise::none()).unwrap().detach().to_vec2::<f32>().unwrap();
             for (row, &index) in trained.iter().zip(batch.order()) {
                 let cosine: f32 = row.iter().zip(embedded.row(index)).map(|(a, b)| a * b).sum();
                 assert!(cosine > 0.9999, "{tuning:?}: {cosine}");

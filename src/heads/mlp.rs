@@ -71,6 +71,14 @@ impl Mlp {
         self.layers.last().map_or(0, |layer| layer.weight.ncols())
     }
 
+    /// Makes every output `output · scale + bias`, by changing the last layer.
+    pub fn rescale(&mut self, scale: &Array1<f32>, bias: &Array1<f32>) {
+        if let Some(last) = self.layers.last_mut() {
+            last.weight *= scale;
+            last.bias = &last.bias * scale + bias;
+        }
+    }
+
     /// `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, inputs: ArrayView2<'_, f32>) -> Array2<f32> {
         let mut values = inputs.to_owned();
@@ -97,6 +105,9 @@ mod tests {
         let network = Mlp::new(vec![first.clone(), second]).unwrap();
         assert_eq!(network.forward(array![[2.0], [-3.0]].view()), array![[2.5], [30.5]]);
         assert_eq!((network.n_in(), network.n_out()), (1, 1));
+        let mut rescaled = network.clone();
+        rescaled.rescale(&array![2.0], &array![-1.0]);
+        assert_eq!(rescaled.forward(array![[2.0]].view()), array![[4.0]]);
         let wide = Dense { weight: Array2::zeros((3, 1)), bias: array![0.0] };
         assert_eq!(Mlp::new(vec![first, wide]), Err(ShapeError::Mismatch { layer: 1, reads: 3, given: 2 }));
         assert_eq!(Mlp::new(vec![]), Err(ShapeError::Empty));

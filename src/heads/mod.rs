@@ -189,6 +189,12 @@ impl IntentHead {
         }
         logits
     }
+
+    /// Makes every logit `logit · scale + bias` of its label, by changing the weights.
+    pub fn rescale(&mut self, scale: &Array1<f32>, bias: &Array1<f32>) {
+        self.network.rescale(scale, bias);
+        self.ngrams *= scale;
+    }
 }
 
 // === impl TierScale ===

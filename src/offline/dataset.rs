@@ -34,6 +34,28 @@ pub struct Row {
     /// The source's own split.
     #[serde(default)]
     pub split: Option<String>,
+    /// Whether intent and tier are a judgement of ours instead of the source's; see [`read_rows`].
+    #[serde(skip)]
+    pub judged: bool,
+}
+
+/// A line of a file: a row, or without a text a judgement of a row that stands elsewhere.
+#[derive(Deserialize)]
+#[serde(try_from = "serde_json::Value")]
+enum Line {
+    Row(Row),
+    Judgement(Judgement),
+}
+
+/// Intent and tier that replace those of the row with this id.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Judgement {
+    id: String,
+    intent: String,
+    #[serde(default)]
+    soft: BTreeMap<String, f32>,
+    tier: Tier,
 }
 
 /// Why a file could not be read as rows.
@@ -64,6 +86,19 @@ pub enum DatasetError {
     Empty(PathBuf),
 }
 
+impl TryFrom<serde_json::Value> for Line {
+    type Error = serde_json::Error;
+
+    fn try_from(value: serde_json::Value) -> Result<Self, Self::Error> {
+        let has = |field| value.get(field).is_some();
+        if has("intent") && !has("text") {
+            serde_json::from_value(value).map(Self::Judgement)
+        } else {
+            serde_json::from_value(value).map(Self::Row)
+        }
+    }
+}
+
 impl Row {
     /// Where the row comes from: its id up to the first slash.
     pub fn source(&self) -> &str {
@@ -71,20 +106,39 @@ impl Row {
     }
 }
 
-/// Every row of a file, or of every `.jsonl` file below a folder, in order of path.
+/// Every row of the files, and of every `.jsonl` file below the folders, in order of path.
+///
+/// A line `{"id", "intent", "tier"}` (and `soft`) without a text is a judgement: it replaces what the row with that id
+/// says of itself, whatever file that row is in, so that wrong labels of public data can be mended without a copy of it.
+/// A judgement of a row that is not there is ignored.
 ///
 /// # Errors
 /// Names the file and line at fault; training data is either wholly readable or refused.
-pub fn read_rows(path: &Path) -> Result<Vec<Row>, DatasetError> {
-    let mut files = Vec::new();
-    collect_files(path, &mut files)?;
-    if files.is_empty() {
-        return Err(DatasetError::Empty(path.to_owned()));
+pub fn read_rows<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<Row>, DatasetError> {
+    let (mut rows, mut judgements) = (Vec::new(), BTreeMap::new());
+    for path in paths {
+        let mut files = Vec::new();
+        collect_files(path.as_ref(), &mut files)?;
+        if files.is_empty() {
+            return Err(DatasetError::Empty(path.as_ref().to_owned()));
+        }
+        files.sort();
+        for file in files {
+            for line in read_lines::<Line>(&file)? {
+                match line {
+                    Line::Row(row) => rows.push(row),
+                    Line::Judgement(judgement) => drop(judgements.insert(judgement.id.clone(), judgement)),
+                }
+            }
+        }
     }
-    files.sort();
-    let mut rows = Vec::new();
-    for file in files {
-        rows.extend(read_lines::<Row>(&file)?);
+    for row in &mut rows {
+        if let Some(judgement) = judgements.get(&row.id) {
+            row.intent = Some(judgement.intent.clone());
+            row.soft.clone_from(&judgement.soft);
+            row.tier = Some(judgement.tier);
+            row.judged = true;
+        }
     }
     Ok(rows)
 }
@@ -139,13 +193,30 @@ mod tests {
             .unwrap();
         std::fs::write(dir.path().join("sub/a.jsonl"), "{\"id\":\"s/3\",\"text\":\"three\",\"extra\":1}\n").unwrap();
         std::fs::write(dir.path().join("ignored.txt"), "x").unwrap();
-        let rows = read_rows(dir.path()).unwrap();
+        let rows = read_rows(&[dir.path()]).unwrap();
         assert_eq!(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["s/2", "s/3"]);
         assert_eq!(rows[0].tier, Some(Tier::Complex));
         assert_eq!(rows[0].source(), "s");
 
         std::fs::write(dir.path().join("b.jsonl"), "{\"id\":\"s/2\",\"text\":\"two\"}\n{\"id\":7}\n").unwrap();
-        let error = read_rows(dir.path()).unwrap_err();
+        let error = read_rows(&[dir.path()]).unwrap_err();
         assert!(error.to_string().ends_with("b.jsonl:2: not a row"), "{error}");
+    }
+
+    #[test]
+    fn judgements_replace_what_a_row_says_of_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (rows, judged) = (dir.path().join("rows.jsonl"), dir.path().join("judged.jsonl"));
+        std::fs::write(&rows, "{\"id\":\"s/1\",\"text\":\"one\",\"intent\":\"chat\"}\n{\"id\":\"s/2\",\"text\":\"two\"}")
+            .unwrap();
+        std::fs::write(
+            &judged,
+            "{\"id\":\"s/1\",\"intent\":\"math\",\"tier\":\"simple\"}\n{\"id\":\"s/9\",\"intent\":\"math\",\"tier\":\"simple\"}",
+        )
+        .unwrap();
+        let rows = read_rows(&[judged, rows]).unwrap();
+        assert_eq!(rows.len(), 2);
+        assert_eq!((rows[0].intent.as_deref(), rows[0].tier, rows[0].judged), (Some("math"), Some(Tier::Simple), true));
+        assert!(rows[1].intent.is_none() && !rows[1].judged);
     }
 }

@@ -123,6 +123,11 @@ const LENGTH_BUCKETS: [(usize, &str); 5] = [
     (usize::MAX, "201 words and more"),
 ];
 
+/// The length bucket of a text of so many words.
+pub fn length_bucket(words: usize) -> &'static str {
+    LENGTH_BUCKETS.iter().find(|(most, _)| words <= *most).map_or("", |(_, name)| name)
+}
+
 /// Compares `scored` with `rows`, matched by id.
 pub fn run(rows: &[Row], scored: &[ScoredRow], options: &EvalOptions) -> Evaluation {
     let (cases, counts) = join(rows, scored);

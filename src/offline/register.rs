@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn prompts() -> Vec<Row> {
-        read_rows(&folder().join("prompts")).unwrap()
+        read_rows(&[folder().join("prompts")]).unwrap()
     }
 
     #[test]

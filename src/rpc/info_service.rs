@@ -1,11 +1,13 @@
 //! `pointsman.v1.Info`.
 
+use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
 
 use tonic::{Request, Response, Status};
 
 use super::proto::{self, info_server::Info};
 use super::{Backend, convert, status};
+use crate::artifact::{CalibrationBin, CalibrationFigures, GroupCalibration};
 use crate::domain::Tier;
 
 /// Tells what this server is.
@@ -28,13 +30,7 @@ impl Info for InfoService {
         let classifier = ready.router.classifier();
         let encoder = classifier.encoder();
         let since = ready.since.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let calibrations = classifier.calibration().map(|(head, figures)| proto::Calibration {
-            head: head.to_owned(),
-            method: figures.method.clone(),
-            expected_calibration_error: figures.expected_calibration_error,
-            brier_score: figures.brier_score,
-            rows: figures.rows,
-        });
+        let calibrations = classifier.calibration().map(|(head, figures)| calibration(head, figures));
         Ok(Response::new(proto::GetInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             classifier: Some(convert::classifier_ref(classifier.reference())),
@@ -53,5 +49,31 @@ impl Info for InfoService {
             ready_at_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             escalation_supported: false,
         }))
+    }
+}
+
+fn calibration(head: &str, figures: &CalibrationFigures) -> proto::Calibration {
+    let groups = |groups: &BTreeMap<String, GroupCalibration>| {
+        let group = |figures: &GroupCalibration| proto::CalibrationGroup {
+            expected_calibration_error: figures.expected_calibration_error,
+            brier_score: figures.brier_score,
+            rows: figures.rows,
+        };
+        groups.iter().map(|(name, figures)| (name.clone(), group(figures))).collect()
+    };
+    let bin = |bin: &CalibrationBin| proto::CalibrationBin {
+        confidence: bin.confidence,
+        accuracy: bin.accuracy,
+        rows: bin.rows,
+    };
+    proto::Calibration {
+        head: head.to_owned(),
+        method: figures.method.clone(),
+        expected_calibration_error: figures.expected_calibration_error,
+        brier_score: figures.brier_score,
+        rows: figures.rows,
+        bins: figures.bins.iter().map(bin).collect(),
+        by_label: groups(&figures.by_label),
+        by_length: groups(&figures.by_length),
     }
 }

@@ -43,9 +43,10 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
     let features = corpus.standardised(&feature_scale);
     let abilities = ability_scale(&corpus);
 
-    let changes = match options.recipe.encoder.tune {
-        Tuning::Frozen => None,
-        _ => Some({
+    let changes = match (&options.tuned_as, options.recipe.encoder.tune) {
+        (Some(classifier), _) => changes_of(classifier, options)?,
+        (None, Tuning::Frozen) => None,
+        (None, _) => Some({
             let material = Material { corpus: &corpus, targets: &targets, features: &features, scale: &abilities };
             tune(options, &base_encoder, &material, progress)?
         }),
@@ -56,7 +57,7 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
         .map_err(|error| TrainError::Unusable(error.to_string()))?;
 
     progress("fitting intent", 0, 0);
-    let (intent, temperature, intent_figures) = fit_intent(options, &corpus, &targets, &inputs, &mut report)?;
+    let (intent, intent_figures) = fit_intent(options, &corpus, &targets, &inputs, &mut report)?;
     progress("fitting difficulty", 0, 0);
     let difficulty = match base {
         Some(base) => DifficultyHead { network: base.difficulty, scale: base.tier_scale, figures: None },
@@ -65,12 +66,13 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
     let logits = intent.logits(inputs.view(), &corpus.ngrams(0..corpus.rows.len()));
     let centroids = targets.centroids(&corpus, &embeddings);
     let out_of_scope =
-        fit_out_of_scope(&corpus, &targets, &embeddings, (&logits, temperature), &centroids, &mut report);
+        fit_out_of_scope(&corpus, &targets, &embeddings, &logits, &centroids, &mut report);
     let weights = HeadWeights {
         feature_mean: feature_scale.0,
         feature_scale: feature_scale.1,
         intent,
-        intent_temperature: temperature,
+        // The calibrator is part of the head.
+        intent_temperature: 1.0,
         difficulty: difficulty.network,
         tier_scale: difficulty.scale,
         centroids,
@@ -109,6 +111,19 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
     let changes = changes.as_deref().map(|changes| (CHANGES, changes));
     write(&options.out, manifest, &[(HEADS, heads.as_slice())].into_iter().chain(changes).collect::<Vec<_>>())?;
     Ok(report)
+}
+
+/// What a classifier changed in the encoder that it was trained on; nothing where it left it alone.
+fn changes_of(classifier: &str, options: &TrainOptions) -> Result<Option<Vec<u8>>, TrainError> {
+    let artifact = Artifact::<ClassifierManifest>::load(classifier, &options.roots)?;
+    if artifact.manifest.encoder.name != options.encoder {
+        let (other, asked) = (&artifact.manifest.encoder.name, &options.encoder);
+        return Err(TrainError::Unusable(format!("{classifier:?} was tuned on the encoder {other:?}, not on {asked:?}")));
+    }
+    if !artifact.manifest.files.contains_key(CHANGES) {
+        return Ok(None);
+    }
+    Ok(Some(artifact.file(CHANGES)?.to_vec()))
 }
 
 fn base_weights(options: &TrainOptions, report: &mut TrainReport) -> Result<HeadWeights, TrainError> {

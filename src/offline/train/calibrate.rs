@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2};
 
 use crate::domain::{Tier, TierChoice, TierControl};
-use crate::heads::{OutOfScope, TierScale, sigmoid, softmax};
+use crate::heads::{OutOfScope, TierScale, softmax};
 
 /// The temperature that minimises the negative log-likelihood of `labels` (indices) under `[rows, labels]` logits.
 pub fn fit_temperature(logits: ArrayView2<'_, f32>, targets: &Array2<f32>) -> f32 {
@@ -98,16 +98,6 @@ pub fn fit_out_of_scope(signs: &[[f32; 3]], out: &[bool]) -> OutOfScope {
         model.bias -= 2.0 * gradient[3];
     }
     model
-}
-
-/// P(tier) for rows at latent difficulties `z`.
-pub fn tier_probabilities(scale: TierScale, z: &[f32]) -> Vec<Vec<f32>> {
-    z.iter().map(|z| scale.probabilities(*z).to_vec()).collect()
-}
-
-/// Difficulty in 0..1 at latent difficulty `z`.
-pub fn difficulty(z: f32) -> f32 {
-    sigmoid(z)
 }
 
 fn with_cuts(scale: TierScale, low: f32, high: f32) -> TierScale {

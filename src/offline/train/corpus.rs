@@ -12,7 +12,7 @@ use crate::domain::Content;
 use crate::encoder::Encoder;
 use crate::heads::standardise;
 use crate::offline::dataset::{Row, read_rows};
-use crate::offline::perturb::{Perturbation, Pool, perturb, seed_of};
+use crate::offline::perturb::{Pool, perturb, seed_of};
 use crate::offline::split::Split;
 use crate::text::{self, Prepared, features, ngrams};
 
@@ -40,10 +40,7 @@ pub(super) type FeatureScale = (Array1<f32>, Array1<f32>);
 
 impl Corpus {
     pub(super) fn read(options: &TrainOptions) -> Result<Self, TrainError> {
-        let mut rows = Vec::new();
-        for path in &options.data {
-            rows.extend(read_rows(path)?);
-        }
+        let rows = read_rows(&options.data)?;
         let (mut rows, mut splits) = split_without_leaks(options.recipe.select(rows), &options.recipe);
         let copies = changed_copies(&rows, &splits, &options.recipe);
         splits.extend(std::iter::repeat_n(Split::Train, copies.len()));
@@ -228,7 +225,8 @@ fn changed_copies(rows: &[Row], splits: &[Split], recipe: &Recipe) -> Vec<Row> {
     let copies = |row: &Row| {
         let n = recipe.sources.get(row.source()).map_or(0, |source| source.copies);
         // Kinds in an order of the row's own, the first few that change anything.
-        let mut kinds = Perturbation::ALL.map(|kind| (seed_of(recipe.seed, kind, &row.id), kind));
+        let mut kinds: Vec<_> =
+            recipe.copy_kinds.iter().map(|kind| (seed_of(recipe.seed, *kind, &row.id), *kind)).collect();
         kinds.sort_unstable();
         let changed = kinds.into_iter().filter_map(|(seed, kind)| {
             let text = perturb(kind, Pool::Training, &row.text, seed)?;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::{Array1, Array2, Axis};
 
 use super::corpus::{Corpus, argmax};
+use super::figures::{Prediction, calibration_figures};
 use super::intent::share;
 use super::objective::DifficultyData;
 use super::recipe::Recipe;
@@ -15,7 +16,7 @@ use crate::heads::{Mlp, TierScale};
 use crate::offline::dataset::Row;
 use crate::offline::evaluate::models::canonical_name;
 use crate::offline::metrics::{
-    calibration::{N_BINS, brier, expected_calibration_error, reliability},
+    calibration::{N_BINS, expected_calibration_error, reliability},
     ranking::auroc,
 };
 use crate::offline::split::Split;
@@ -69,15 +70,10 @@ pub(super) fn fit_difficulty(
     report.tier_cross_fitted = cross_fit_tiers(corpus, inputs, &fit)?;
 
     let test = corpus.indices(Split::Test, |row| corpus.rows[row].tier.is_some());
-    let (confidences, brier_sum) = tier_confidences(corpus, &network, tier_scale, inputs, &test);
-    let figures = expected_calibration_error(&reliability(&confidences, N_BINS)).map(|error| CalibrationFigures {
-        method: "ordinal logistic".into(),
-        expected_calibration_error: error,
-        brier_score: brier_sum / test.len() as f64,
-        rows: test.len() as u64,
-    });
-    report.tier_accuracy =
-        (!test.is_empty()).then(|| share(&confidences.iter().map(|(_, right)| *right).collect::<Vec<_>>()).0);
+    let predictions = tier_predictions(corpus, &network, tier_scale, inputs, &test);
+    let figures = calibration_figures("ordinal logistic", &predictions);
+    let right: Vec<bool> = predictions.iter().map(|prediction| prediction.top().1).collect();
+    report.tier_accuracy = (!right.is_empty()).then(|| share(&right).0);
     report.difficulty_auroc = difficulty_auroc(corpus, &network, inputs);
     report.abilities.clone_from(&scale.measured);
     Ok(DifficultyHead { network, scale: tier_scale, figures })
@@ -94,7 +90,8 @@ fn cross_fit_tiers(corpus: &Corpus, inputs: &Array2<f32>, fit: &FitOn<'_>) -> Re
             let in_fold = |row: usize| row % N_FOLDS == fold;
             let (network, scale) = fit(&|row| !(in_fold(row) && corpus.rows[row].tier.is_some()))?;
             let rows: Vec<usize> = judged.iter().copied().filter(|row| in_fold(*row)).collect();
-            confidences.extend(tier_confidences(corpus, &network, scale, inputs, &rows).0);
+            let predictions = tier_predictions(corpus, &network, scale, inputs, &rows);
+            confidences.extend(predictions.iter().map(Prediction::top));
         }
     }
     Ok(expected_calibration_error(&reliability(&confidences, N_BINS)).map(|error| (error, confidences.len())))
@@ -106,26 +103,22 @@ type FitOn<'a> = dyn Fn(&dyn Fn(usize) -> bool) -> Result<(Mlp, TierScale), Trai
 /// Folds of a cross-fit.
 const N_FOLDS: usize = 5;
 
-/// Probability of the most probable tier of each row and whether it is right; and the sum of Brier scores.
-fn tier_confidences(
+fn tier_predictions(
     corpus: &Corpus,
     network: &Mlp,
     scale: TierScale,
     inputs: &Array2<f32>,
     rows: &[usize],
-) -> (Vec<(f64, bool)>, f64) {
-    let mut brier_sum = 0.0;
-    let confidences = latent_difficulty(network, inputs, rows)
-        .into_iter()
-        .zip(true_tiers(corpus, rows))
-        .map(|(z, truth)| {
-            let p = scale.probabilities(z);
-            let predicted = argmax(p.iter().copied());
-            brier_sum += brier(p.iter().copied().map(f64::from), Some(truth));
-            (f64::from(p[predicted]), predicted == truth)
+) -> Vec<Prediction<'static>> {
+    let truths = latent_difficulty(network, inputs, rows).into_iter().zip(true_tiers(corpus, rows));
+    truths
+        .zip(rows)
+        .map(|((z, truth), row)| {
+            let probabilities = scale.probabilities(z).to_vec();
+            let label = Tier::ALL[argmax(probabilities.iter().copied())].as_str();
+            Prediction { probabilities, truth, label, words: corpus.prepared[*row].signals.words }
         })
-        .collect();
-    (confidences, brier_sum)
+        .collect()
 }
 
 fn latent_difficulty(network: &Mlp, inputs: &Array2<f32>, rows: &[usize]) -> Vec<f32> {

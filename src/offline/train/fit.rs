@@ -115,7 +115,7 @@ impl Problem for IntentProblem<'_> {
         let inputs = self.inputs.index_select(&rows, 0)?;
         let loss = self.model.losses(&self.data, &inputs, Some(&added), Some(&rows), dropout)?.mean()?;
         let grads = loss.backward()?;
-        optimizer.step(&optimizer.gradients(&grads), &[factor])?;
+        optimizer.step(&optimizer.gradients(&grads), factor)?;
         if let Some(gradient) = grads.get(&added) {
             let rate = self.recipe.ngram_learning_rate * factor;
             self.table.step(&lookup, to_array(gradient)?.view(), rate as f32, self.recipe.ngram_weight_decay as f32);
@@ -153,7 +153,7 @@ impl Problem for DifficultyProblem<'_> {
     fn step(&mut self, rows: &[u32], factor: f64, dropout: &mut Dropout, optimizer: &mut AdamW) -> Result<()> {
         let rows = Tensor::new(rows, self.inputs.device())?;
         let loss = self.loss(&self.data, &self.inputs.index_select(&rows, 0)?, Some(&rows), dropout)?;
-        optimizer.step(&optimizer.gradients(&loss.backward()?), &[factor])
+        optimizer.step(&optimizer.gradients(&loss.backward()?), factor)
     }
 
     fn held_out_loss(&self) -> Result<f64> {

@@ -5,16 +5,13 @@ use std::collections::BTreeMap;
 use ndarray::{Array2, Axis};
 
 use super::corpus::{Corpus, Targets, argmax};
+use super::figures::{Prediction, calibration_figures};
 use super::objective::IntentData;
 use super::recipe::Recipe;
-use super::{TrainError, TrainOptions, TrainReport, calibrate, fit};
+use super::{TrainError, TrainOptions, TrainReport, calibrate, fit, scaling};
 use crate::artifact::CalibrationFigures;
 use crate::heads::{IntentHead, OutOfScope, familiarity, softmax};
-use crate::offline::metrics::{
-    calibration::{N_BINS, brier, expected_calibration_error, reliability},
-    classification::Confusion,
-    ranking::auroc,
-};
+use crate::offline::metrics::{classification::Confusion, ranking::auroc};
 use crate::offline::split::Split;
 use crate::text::ngrams;
 
@@ -35,7 +32,7 @@ pub(super) fn fit_intent(
     targets: &Targets,
     inputs: &Array2<f32>,
     report: &mut TrainReport,
-) -> Result<(IntentHead, f32, Option<CalibrationFigures>), TrainError> {
+) -> Result<(IntentHead, Option<CalibrationFigures>), TrainError> {
     let recipe = &options.recipe;
     let data = |split| {
         let rows =
@@ -46,7 +43,7 @@ pub(super) fn fit_intent(
     if train.0.is_empty() || calibration.0.is_empty() {
         return Err(TrainError::Unusable("too few labelled rows: the training or calibration split is empty".into()));
     }
-    let head = fit::fit_intent(
+    let mut head = fit::fit_intent(
         (&train.0, &train.1),
         (&calibration.0, &calibration.1),
         ngrams::N_BUCKETS,
@@ -56,31 +53,31 @@ pub(super) fn fit_intent(
     )?;
     let buckets: Vec<&[u32]> = calibration.1.ngrams.iter().map(Vec::as_slice).collect();
     let logits = head.logits(calibration.0.view(), &buckets);
-    let temperature = calibrate::fit_temperature(logits.view(), &calibration.1.targets);
+    let (scaling, method, candidates) = scaling::choose(&logits, &calibration.1.targets);
+    head.rescale(&scaling.scale, &scaling.bias);
+    report.intent_calibrators = candidates;
 
     let test = corpus.indices(Split::Test, |row| targets.has_intent(row));
     let logits = head.logits(inputs.select(Axis(0), &test).view(), &corpus.ngrams(test.iter().copied()));
     let mut confusion = Confusion::new(targets.labels.clone());
     let mut by_source: BTreeMap<&str, Vec<bool>> = BTreeMap::new();
-    let (mut confidences, mut brier_sum) = (Vec::new(), 0.0);
+    let mut predictions = Vec::new();
     for (row, logits) in test.iter().zip(logits.outer_iter()) {
-        let probabilities = softmax(logits, temperature);
+        let probabilities = softmax(logits, 1.0);
         let (predicted, truth) = (argmax(probabilities.iter().copied()), targets.label(*row));
         confusion.add(truth, predicted);
         by_source.entry(corpus.rows[*row].source()).or_default().push(predicted == truth);
-        confidences.push((f64::from(probabilities[predicted]), predicted == truth));
-        brier_sum += brier(probabilities.iter().copied().map(f64::from), Some(truth));
+        predictions.push(Prediction {
+            probabilities,
+            truth,
+            label: &targets.labels[predicted],
+            words: corpus.prepared[*row].signals.words,
+        });
     }
     report.intent_by_source = by_source.into_iter().map(|(source, right)| (source.to_owned(), share(&right))).collect();
     report.intent_f1 = confusion.per_class().into_iter().map(|class| (class.label, class.f1)).collect();
     report.intent_macro_f1 = confusion.macro_f1().unwrap_or_default();
-    let figures = expected_calibration_error(&reliability(&confidences, N_BINS)).map(|error| CalibrationFigures {
-        method: "temperature".into(),
-        expected_calibration_error: error,
-        brier_score: brier_sum / test.len() as f64,
-        rows: test.len() as u64,
-    });
-    Ok((head, temperature, figures))
+    Ok((head, calibration_figures(method, &predictions)))
 }
 
 /// Fits what tells out of scope from in scope, and measures it and each of its signs alone on the test split.
@@ -88,17 +85,16 @@ pub(super) fn fit_out_of_scope(
     corpus: &Corpus,
     targets: &Targets,
     embeddings: &Array2<f32>,
-    head: (&Array2<f32>, f32),
+    logits: &Array2<f32>,
     centroids: &Array2<f32>,
     report: &mut TrainReport,
 ) -> OutOfScope {
-    let (logits, temperature) = head;
     let signs = |split| -> (Vec<[f32; 3]>, Vec<bool>) {
         corpus
             .indices(split, |row| targets.has_intent(row) || targets.out_of_scope[row])
             .into_iter()
             .map(|row| {
-                let probabilities = softmax(logits.row(row), temperature);
+                let probabilities = softmax(logits.row(row), 1.0);
                 let signs = familiarity(&probabilities, logits.row(row), centroids.view(), embeddings.row(row));
                 (signs, targets.out_of_scope[row])
             })

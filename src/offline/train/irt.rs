@@ -154,6 +154,7 @@ mod tests {
                     task: None,
                     outcomes,
                     split: None,
+                    judged: false,
                 }
             })
             .collect();

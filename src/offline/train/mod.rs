@@ -15,10 +15,12 @@ mod assemble;
 mod checkpoint;
 mod corpus;
 mod difficulty;
+mod figures;
 mod intent;
 mod network;
 mod objective;
 mod optimizer;
+mod scaling;
 mod table;
 mod tune;
 
@@ -36,6 +38,7 @@ use crate::heads::WeightsError;
 
 pub use assemble::train;
 pub use recipe::Recipe;
+pub use scaling::Candidate;
 
 /// What to train on and where to write.
 #[derive(Clone, Debug)]
@@ -50,6 +53,8 @@ pub struct TrainOptions {
     pub roots: Vec<PathBuf>,
     /// Sequence limit in word pieces.
     pub max_tokens: usize,
+    /// Classifier whose tuned encoder is taken as it is; only heads are fitted then.
+    pub tuned_as: Option<String>,
     /// Where the encoder's training is saved after each pass and taken up again; `None`: nowhere.
     pub checkpoint_dir: Option<PathBuf>,
     /// File that gets a line for each pass of the encoder's training; `None`: none.
@@ -79,6 +84,8 @@ pub struct TrainReport {
     pub intent_f1: BTreeMap<String, f64>,
     /// Mean of the F1s.
     pub intent_macro_f1: f64,
+    /// The maps to probabilities that were compared for intent, each measured on rows it was not fitted on.
+    pub intent_calibrators: Vec<Candidate>,
     /// Expected calibration error of intent and tier, where measured.
     pub calibration_error: BTreeMap<String, f64>,
     /// AUROC of out of scope against in scope, by sign, where rows are labelled so.

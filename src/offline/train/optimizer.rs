@@ -80,13 +80,13 @@ impl AdamW {
         self.parameters().map(|parameter| grads.get(parameter).cloned()).collect()
     }
 
-    /// One step along `gradients`; each group's learning rate is multiplied by its entry in `factors`.
-    pub(super) fn step(&mut self, gradients: &[Option<Tensor>], factors: &[f64]) -> Result<()> {
+    /// One step along `gradients`, at `factor` times each group's learning rate.
+    pub(super) fn step(&mut self, gradients: &[Option<Tensor>], factor: f64) -> Result<()> {
         let shrink = clip(gradients)?;
         self.n_steps += 1;
         let corrections = BETAS.map(|beta| 1.0 - beta.powi(self.n_steps as i32));
         let mut moments = self.moments.iter_mut().zip(gradients);
-        for (group, factor) in self.groups.iter().zip(factors) {
+        for group in &self.groups {
             let rate = (group.learning_rate * factor) as f32;
             for (parameter, (moments, gradient)) in group.parameters.iter().zip(&mut moments) {
                 let Some(grad) = gradient else { continue };
@@ -169,7 +169,7 @@ mod tests {
         let loss = |var: &Var| (var.as_tensor().powf(4.0).unwrap().mean_all().unwrap() * 0.01).unwrap();
         for _ in 0..20 {
             let gradients = own.gradients(&loss(&ours).backward().unwrap());
-            own.step(&gradients, &[1.0]).unwrap();
+            own.step(&gradients, 1.0).unwrap();
             candle.backward_step(&loss(&theirs)).unwrap();
         }
         let difference = (ours.as_tensor() - theirs.as_tensor()).unwrap().abs().unwrap().flatten_all().unwrap();

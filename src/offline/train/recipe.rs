@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoder::Tuning;
 use crate::offline::dataset::Row;
+use crate::offline::perturb::Perturbation;
 
 /// Weights, caps and label mapping of a training run; every field has a default.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -27,6 +28,8 @@ pub struct Recipe {
     pub sources: BTreeMap<String, SourceRecipe>,
     /// Intent of rows that have none, by `source/task`.
     pub task_intents: BTreeMap<String, String>,
+    /// Kinds of change that copies are made with.
+    pub copy_kinds: Vec<Perturbation>,
     /// Sources kept out of training altogether and reported as test rows.
     pub leave_out: Vec<String>,
     /// Whose splits are used.
@@ -88,6 +91,14 @@ pub struct EncoderRecipe {
     pub warm_up: f64,
     /// Weight of the difficulty loss beside the intent loss.
     pub difficulty: f64,
+    /// Learning rate of a layer as a share of the rate of the layer above it.
+    pub layer_decay: f64,
+    /// Share of hidden values dropped while training.
+    pub dropout: f32,
+    /// Share of word pieces left out while training.
+    pub piece_dropout: f32,
+    /// Share of each target spread evenly over all labels.
+    pub label_smoothing: f32,
 }
 
 /// How much a source counts.
@@ -97,12 +108,18 @@ pub struct SourceRecipe {
     /// Weight of its rows in the intent loss; 0 leaves them out of it.
     #[serde(default = "one")]
     pub weight: f32,
+    /// Weight in the intent loss of those of its rows whose intent was judged by us.
+    #[serde(default)]
+    pub judged_weight: Option<f32>,
     /// Replaces [`Recipe::cap`].
     #[serde(default)]
     pub cap: Option<usize>,
     /// Weight of its rows in the difficulty loss.
     #[serde(default = "one")]
     pub difficulty_weight: f32,
+    /// Whether its rows train the encoder too, where that is trained.
+    #[serde(default = "yes")]
+    pub tunes: bool,
     /// Copies of each training row with changes that leave its meaning alone.
     #[serde(default)]
     pub copies: usize,
@@ -136,6 +153,10 @@ fn one() -> f32 {
     1.0
 }
 
+fn yes() -> bool {
+    true
+}
+
 impl Default for Recipe {
     fn default() -> Self {
         Self {
@@ -147,6 +168,7 @@ impl Default for Recipe {
             weight: 1.0,
             sources: BTreeMap::new(),
             task_intents: BTreeMap::new(),
+            copy_kinds: Perturbation::ALL.to_vec(),
             leave_out: Vec::new(),
             splits: Splits::Hash,
             encoder: EncoderRecipe::default(),
@@ -170,6 +192,10 @@ impl Default for EncoderRecipe {
             max_tokens: 128,
             warm_up: 0.1,
             difficulty: 1.0,
+            layer_decay: 1.0,
+            dropout: 0.1,
+            piece_dropout: 0.0,
+            label_smoothing: 0.0,
         }
     }
 }
@@ -204,7 +230,13 @@ impl Recipe {
 
     /// Weight of a row in the intent loss.
     pub fn intent_weight(&self, row: &Row) -> f32 {
-        self.sources.get(row.source()).map_or(self.weight, |source| source.weight)
+        let Some(source) = self.sources.get(row.source()) else { return self.weight };
+        source.judged_weight.filter(|_| row.judged).unwrap_or(source.weight)
+    }
+
+    /// Whether a row trains the encoder, where that is trained.
+    pub fn tunes(&self, row: &Row) -> bool {
+        self.sources.get(row.source()).is_none_or(|source| source.tunes)
     }
 
     /// Weight of a row in the difficulty loss.

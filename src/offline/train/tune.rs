@@ -24,7 +24,7 @@ use super::optimizer::{AdamW, Group};
 use super::recipe::{EncoderRecipe, HeadRecipe, Recipe};
 use super::{TrainError, TrainOptions};
 use crate::artifact::{Artifact, EncoderManifest};
-use crate::encoder::{Encoder, RaggedBatch, Tokens, TunableEncoder};
+use crate::encoder::{Encoder, Noise, RaggedBatch, Tokens, TunableEncoder};
 use crate::offline::split::Split;
 
 /// Passes without improvement before training stops.
@@ -60,6 +60,14 @@ struct Model {
     device: Device,
 }
 
+/// Everything random about one step.
+struct StepNoise {
+    pieces: Dropout,
+    encoder: Noise,
+    intent: Dropout,
+    difficulty: Dropout,
+}
+
 /// One line of the log.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -87,14 +95,15 @@ pub(super) fn tune(
     let n_in = features.ncols();
     let tokenizer = Encoder::load(base, None, settings.max_tokens, &Device::Cpu)?;
     let hidden = tokenizer.hidden_size();
-    let part = |split| {
+    let part = |split, smoothing| {
         let teaches = |row: usize| {
-            (targets.has_intent(row) && recipe.intent_weight(&corpus.rows[row]) > 0.0) || corpus.informs(row)
+            let weighs = targets.has_intent(row) && recipe.intent_weight(&corpus.rows[row]) > 0.0;
+            recipe.tunes(&corpus.rows[row]) && (weighs || corpus.informs(row))
         };
         let rows = corpus.indices(split, teaches);
-        Part::new(recipe, material, &rows, &tokenizer, &options.device)
+        Part::new(recipe, material, &rows, smoothing, &tokenizer, &options.device)
     };
-    let (train, held_out) = (part(Split::Train)?, part(Split::Calibration)?);
+    let (train, held_out) = (part(Split::Train, settings.label_smoothing)?, part(Split::Calibration, 0.0)?);
     if train.tokens.is_empty() || held_out.tokens.is_empty() {
         return Err(TrainError::Unusable("too few rows: the training or calibration split is empty".into()));
     }
@@ -136,7 +145,7 @@ pub(super) fn tune(
             let step_seed = epoch_seed.wrapping_mul(1_000_003).wrapping_add(index as u64);
             let (loss, gradients) = model.gradients(&train, rows, recipe, step_seed, &optimizer)?;
             loss_sum += loss * rows.len() as f64;
-            optimizer.step(&gradients, &[factor, factor])?;
+            optimizer.step(&gradients, factor)?;
             n_tokens += train.n_tokens(rows);
             done += rows.len();
             progress(&title, done, rows_per_epoch);
@@ -183,6 +192,7 @@ impl Part {
         recipe: &Recipe,
         material: &Material<'_>,
         rows: &[usize],
+        smoothing: f32,
         tokenizer: &Encoder,
         device: &Device,
     ) -> Result<Self, TrainError> {
@@ -191,10 +201,13 @@ impl Part {
             .par_iter()
             .map(|row| tokenizer.tokenizer().tokenize(&corpus.prepared[*row].text))
             .collect::<Result<_, _>>()?;
+        let mut intent = intent_data(recipe, corpus, targets, rows);
+        let even = smoothing / targets.labels.len() as f32;
+        intent.targets.mapv_inplace(|target| target * (1.0 - smoothing) + even);
         Ok(Self {
             tokens,
             features: matrix(&features.select(Axis(0), rows), device)?,
-            intent: IntentTensors::new(&intent_data(recipe, corpus, targets, rows), device)?,
+            intent: IntentTensors::new(&intent, device)?,
             difficulty: DifficultyTensors::new(&difficulty_data(recipe, corpus, &scale.abilities, rows), device)?,
         })
     }
@@ -247,32 +260,32 @@ impl Model {
         if self.difficulty_weight > 0.0 {
             heads.extend(self.difficulty.parameters());
         }
-        vec![
-            Group {
-                parameters: self.encoder.parameters().values().cloned().collect(),
-                learning_rate: settings.learning_rate,
-                weight_decay: settings.weight_decay,
-            },
-            Group {
-                parameters: heads,
-                learning_rate: settings.head_learning_rate,
-                weight_decay: settings.weight_decay,
-            },
-        ]
+        let layers = self.encoder.parameters();
+        let n_layers = layers.len();
+        let layers = layers.into_iter().enumerate().map(|(index, parameters)| Group {
+            parameters,
+            learning_rate: settings.learning_rate * settings.layer_decay.powi((n_layers - 1 - index) as i32),
+            weight_decay: settings.weight_decay,
+        });
+        let heads = Group {
+            parameters: heads,
+            learning_rate: settings.head_learning_rate,
+            weight_decay: settings.weight_decay,
+        };
+        layers.chain([heads]).collect()
     }
 
     /// Losses of intent, of models' answers and of tiers.
-    fn losses(&self, part: &Part, rows: &[usize], dropouts: &mut [Dropout; 2]) -> TensorResult<Vec<(Losses, f64)>> {
-        let texts: Vec<&Tokens> = rows.iter().map(|row| &part.tokens[*row]).collect();
-        let batch = RaggedBatch::new(&texts);
-        let embeddings = self.encoder.forward(&batch)?;
+    fn losses(&self, part: &Part, rows: &[usize], noise: &mut StepNoise) -> TensorResult<Vec<(Losses, f64)>> {
+        let texts: Vec<Tokens> = rows.iter().map(|row| noise.thin_out(&part.tokens[*row])).collect();
+        let batch = RaggedBatch::new(&texts.iter().collect::<Vec<_>>());
+        let embeddings = self.encoder.forward(&batch, &mut noise.encoder)?;
         let in_order: Vec<u32> = batch.order().iter().map(|index| rows[*index] as u32).collect();
         let rows = Tensor::new(in_order, &self.device)?;
         let inputs = Tensor::cat(&[&embeddings, &part.features.index_select(&rows, 0)?], 1)?;
-        let [for_intent, for_difficulty] = dropouts;
-        let mut losses = vec![(self.intent.losses(&part.intent, &inputs, None, Some(&rows), for_intent)?, 1.0)];
+        let mut losses = vec![(self.intent.losses(&part.intent, &inputs, None, Some(&rows), &mut noise.intent)?, 1.0)];
         if self.difficulty_weight > 0.0 {
-            let difficulty = self.difficulty.losses(&part.difficulty, &inputs, Some(&rows), for_difficulty)?;
+            let difficulty = self.difficulty.losses(&part.difficulty, &inputs, Some(&rows), &mut noise.difficulty)?;
             losses.extend(difficulty.map(|losses| (losses, self.difficulty_weight)));
         }
         Ok(losses)
@@ -299,10 +312,9 @@ impl Model {
             .enumerate()
             .map(|(index, share)| {
                 let seed = seed.wrapping_mul(31).wrapping_add(index as u64);
-                let mut dropouts =
-                    [Dropout::new(recipe.intent.dropout, seed), Dropout::new(recipe.difficulty.dropout, !seed)];
+                let mut noise = StepNoise::new(recipe, seed);
                 let mut total = Tensor::zeros((), DType::F32, &self.device)?;
-                for (losses, weight) in self.losses(part, share, &mut dropouts)? {
+                for (losses, weight) in self.losses(part, share, &mut noise)? {
                     total = (total + (losses.usual_mean()? * weight)?)?;
                 }
                 let total = (total * (share.len() as f64 / rows.len() as f64))?;
@@ -324,7 +336,7 @@ impl Model {
         let losses = batches
             .par_iter()
             .map(|rows| {
-                let losses = self.losses(part, rows, &mut [Dropout::none(), Dropout::none()])?.into_iter();
+                let losses = self.losses(part, rows, &mut StepNoise::none())?.into_iter();
                 losses.map(|(losses, weight)| Ok((losses.sums()?, weight))).collect::<TensorResult<Vec<_>>>()
             })
             .collect::<TensorResult<Vec<_>>>()?;
@@ -339,6 +351,32 @@ impl Model {
             }
         }
         Ok(sums.iter().map(|(loss, total, weight)| weight * loss / total.max(1e-6)).sum())
+    }
+}
+
+// === impl StepNoise ===
+
+impl StepNoise {
+    fn new(recipe: &Recipe, seed: u64) -> Self {
+        let part = |index: u64| seed.wrapping_mul(4).wrapping_add(index);
+        Self {
+            pieces: Dropout::new(recipe.encoder.piece_dropout, part(0)),
+            encoder: Noise::new(recipe.encoder.dropout, part(1)),
+            intent: Dropout::new(recipe.intent.dropout, part(2)),
+            difficulty: Dropout::new(recipe.difficulty.dropout, part(3)),
+        }
+    }
+
+    fn none() -> Self {
+        let [pieces, intent, difficulty] = std::array::from_fn(|_| Dropout::none());
+        Self { pieces, encoder: Noise::none(), intent, difficulty }
+    }
+
+    /// The text with some of its word pieces left out; the special ones at its ends stay.
+    fn thin_out(&mut self, tokens: &Tokens) -> Tokens {
+        let last = tokens.ids.len().saturating_sub(1);
+        let kept = tokens.ids.iter().enumerate().filter(|(at, _)| [0, last].contains(at) || self.pieces.factor() > 0.0);
+        Tokens { ids: kept.map(|(_, id)| *id).collect(), n_cut: tokens.n_cut }
     }
 }
 
