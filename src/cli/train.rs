@@ -53,6 +53,9 @@ pub(super) struct Args {
     /// Sources to keep out of training and to report on, for leave-one-source-out tables.
     #[arg(long, value_delimiter = ',')]
     leave_out: Vec<String>,
+    /// Language models whose answers nothing is learnt from, to measure pairs that were never seen.
+    #[arg(long, value_delimiter = ',')]
+    leave_out_models: Vec<String>,
     /// Seed of every random choice; replaces the recipe's.
     #[arg(long)]
     seed: Option<u64>,
@@ -79,6 +82,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => Recipe::default(),
     };
     recipe.leave_out.extend(args.leave_out.iter().cloned());
+    recipe.leave_out_models.extend(args.leave_out_models.iter().cloned());
     recipe.seed = args.seed.unwrap_or(recipe.seed);
     recipe.encoder.tune = args.tune.unwrap_or(recipe.encoder.tune);
     let options = TrainOptions {

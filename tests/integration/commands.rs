@@ -3,23 +3,22 @@
 use std::path::Path;
 
 use pointsman::policy::DEFAULT_DOCUMENT;
-use pointsman::rpc::proto;
 use serde_json::{Value, json};
 
-use super::support::{Process, SMALL_POLICY, Service, ask, channel, command, root, run};
+use super::support::{Service, ask, command, root, run};
 
-fn json_of(arguments: &[&str]) -> Value {
+pub(super) fn json_of(arguments: &[&str]) -> Value {
     let (code, out, err) = run(arguments);
     assert_eq!(code, 0, "{arguments:?}: {err}");
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{out}"))
 }
 
-fn write_lines(path: &Path, rows: impl IntoIterator<Item = Value>) {
+pub(super) fn write_lines(path: &Path, rows: impl IntoIterator<Item = Value>) {
     let lines: Vec<String> = rows.into_iter().map(|row| row.to_string()).collect();
     std::fs::write(path, lines.join("\n")).unwrap();
 }
 
-fn text_of(path: &Path) -> &str {
+pub(super) fn text_of(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -241,74 +240,6 @@ fn robustness_measures_a_model_and_holds_it_to_another() {
     assert_eq!(report["models"][0]["robustness"]["kinds"][0]["kind"], "lower");
     let (code, out, err) = run(&["robustness", "--input", text_of(&rows)]);
     assert!(code == 0 && out.contains("punctuation") && !out.contains("gate"), "{err}{out}");
-}
-
-/// Sixty rows, three labels that the default model has never heard of.
-fn tiny_rows() -> impl Iterator<Item = Value> {
-    let kinds = [
-        ("refund", ["I want my money back for order", "Please refund me for", "Can I return and get the money for"]),
-        ("delivery", ["Where is my parcel number", "When does the courier bring", "Track the shipment of order"]),
-        ("invoice", ["Send me the invoice for", "I need a receipt for purchase", "The bill is wrong for"]),
-    ];
-    (0..60).map(move |i| {
-        let (label, starts) = &kinds[i % 3];
-        json!({"id": format!("shop/{i}"), "text": format!("{} {}", starts[i / 3 % 3], 1_000 + i * 7), "task": label})
-    })
-}
-
-#[tokio::test]
-async fn train_writes_a_model_that_every_command_loads() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    write_lines(&path("rows.jsonl"), tiny_rows());
-    std::fs::write(path("recipe.toml"), "label_field = \"task\"\n[intent]\nhidden = 0\nepochs = 30\n").unwrap();
-    let (rows, recipe, model) = (path("rows.jsonl"), path("recipe.toml"), path("shop"));
-    let train = ["train", "--data", text_of(&rows), "--recipe", text_of(&recipe), "--out", text_of(&model)];
-    let (code, out, err) = run(&train);
-    assert_eq!(code, 0, "{err}");
-    assert!(out.contains("intent macro-F1"), "{out}");
-    let first = std::fs::read(model.join("heads.safetensors")).unwrap();
-    let (code, _, err) = run(&train);
-    assert_eq!(code, 0, "{err}");
-    assert_eq!(first, std::fs::read(model.join("heads.safetensors")).unwrap(), "the same seed gives the same weights");
-
-    let signals = json_of(&["classify", "--json", "--model", text_of(&model), "My money back, please, for order 99"]);
-    assert!(signals.to_string().contains("refund"), "{signals}");
-    let decision = json_of(&["route", "--json", "--model", text_of(&model), "Where does my parcel hide?"]);
-    assert_eq!(decision["classifier"]["name"], "shop");
-
-    // The default policy has routes for every intent; a policy of one's own may name the new ones.
-    let process = Process::serve(&["--model", text_of(&model)]);
-    let mut info = proto::info_client::InfoClient::new(channel(process.grpc).await);
-    let info = info.get_info(proto::GetInfoRequest {}).await.unwrap().into_inner();
-    assert_eq!(info.intent_labels, ["delivery", "invoice", "refund"]);
-    let policy = path("policy.yaml");
-    let own = SMALL_POLICY.replace("routes:", "routes:\n  - {intent: refund, tier: \"*\", chain: strong}");
-    std::fs::write(&policy, &own).unwrap();
-    let text = "I want my money back for order 4711";
-    let refund = json_of(&["route", "--json", "--model", text_of(&model), "--policy", text_of(&policy), text]);
-    assert_eq!(
-        (&refund["intent"]["label"], &refund["selected"]["model"]),
-        (&json!("refund"), &json!("big")),
-        "{refund}"
-    );
-
-    std::fs::write(&policy, own.replace("intent: refund", "intent: refnud")).unwrap();
-    let (code, _, err) = run(&["route", "--model", text_of(&model), "--policy", text_of(&policy), text]);
-    assert!(code == 1 && err.contains("refnud") && err.contains("refund"), "{code}: {err}");
-}
-
-#[test]
-fn training_data_that_teaches_nothing_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let (rows, model) = (dir.path().join("rows.jsonl"), dir.path().join("m"));
-    write_lines(&rows, (0..20).map(|i| json!({"id": format!("s/{i}"), "text": format!("text {i}"), "intent": "one"})));
-    let (code, _, err) = run(&["train", "--data", text_of(&rows), "--out", text_of(&model)]);
-    assert!(code == 1 && err.contains("at least 2"), "{code}: {err}");
-    std::fs::write(&rows, "{\"id\": \"s/1\"}\n").unwrap();
-    let (code, _, err) = run(&["train", "--data", text_of(&rows), "--out", text_of(&model)]);
-    assert!(code == 1 && err.contains("rows.jsonl:1"), "{code}: {err}");
-    assert!(!model.exists(), "nothing is written");
 }
 
 #[test]

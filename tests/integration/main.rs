@@ -17,3 +17,4 @@ mod lifecycle;
 mod overload;
 mod support;
 mod tidy;
+mod training;

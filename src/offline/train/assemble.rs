@@ -65,8 +65,7 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
     };
     let logits = intent.logits(inputs.view(), &corpus.ngrams(0..corpus.rows.len()));
     let centroids = targets.centroids(&corpus, &embeddings);
-    let out_of_scope =
-        fit_out_of_scope(&corpus, &targets, &embeddings, &logits, &centroids, &mut report);
+    let out_of_scope = fit_out_of_scope(&corpus, &targets, &embeddings, &logits, &centroids, &mut report);
     let weights = HeadWeights {
         feature_mean: feature_scale.0,
         feature_scale: feature_scale.1,
@@ -118,7 +117,9 @@ fn changes_of(classifier: &str, options: &TrainOptions) -> Result<Option<Vec<u8>
     let artifact = Artifact::<ClassifierManifest>::load(classifier, &options.roots)?;
     if artifact.manifest.encoder.name != options.encoder {
         let (other, asked) = (&artifact.manifest.encoder.name, &options.encoder);
-        return Err(TrainError::Unusable(format!("{classifier:?} was tuned on the encoder {other:?}, not on {asked:?}")));
+        return Err(TrainError::Unusable(format!(
+            "{classifier:?} was tuned on the encoder {other:?}, not on {asked:?}"
+        )));
     }
     if !artifact.manifest.files.contains_key(CHANGES) {
         return Ok(None);

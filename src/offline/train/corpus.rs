@@ -12,6 +12,7 @@ use crate::domain::Content;
 use crate::encoder::Encoder;
 use crate::heads::standardise;
 use crate::offline::dataset::{Row, read_rows};
+use crate::offline::evaluate::models::canonical_name;
 use crate::offline::perturb::{Pool, perturb, seed_of};
 use crate::offline::split::Split;
 use crate::text::{self, Prepared, features, ngrams};
@@ -42,6 +43,7 @@ impl Corpus {
     pub(super) fn read(options: &TrainOptions) -> Result<Self, TrainError> {
         let rows = read_rows(&options.data)?;
         let (mut rows, mut splits) = split_without_leaks(options.recipe.select(rows), &options.recipe);
+        forget_models(&mut rows, &splits, &options.recipe);
         let copies = changed_copies(&rows, &splits, &options.recipe);
         splits.extend(std::iter::repeat_n(Split::Train, copies.len()));
         rows.extend(copies);
@@ -210,6 +212,16 @@ fn split_without_leaks(rows: Vec<Row>, recipe: &Recipe) -> (Vec<Row>, Vec<Split>
         .unzip()
 }
 
+/// Takes the answers of left-out models from all rows but the tested ones.
+fn forget_models(rows: &mut [Row], splits: &[Split], recipe: &Recipe) {
+    let left_out: BTreeSet<String> = recipe.leave_out_models.iter().map(|name| canonical_name(name)).collect();
+    for (row, split) in rows.iter_mut().zip(splits) {
+        if *split != Split::Test && !left_out.is_empty() {
+            row.outcomes.retain(|name, _| !left_out.contains(&canonical_name(name)));
+        }
+    }
+}
+
 /// The split that the source itself gives a row, where it does.
 fn official(row: &Row) -> Option<Split> {
     match row.split.as_deref()? {
@@ -240,4 +252,47 @@ fn changed_copies(rows: &[Row], splits: &[Split], recipe: &Recipe) -> Vec<Row> {
 
 pub(super) fn argmax(values: impl Iterator<Item = f32>) -> usize {
     values.enumerate().fold((0, f32::NEG_INFINITY), |best, (i, v)| if v > best.1 { (i, v) } else { best }).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::train::recipe::SourceRecipe;
+
+    fn row(id: &str, text: &str, split: Option<&str>) -> Row {
+        serde_json::from_value(serde_json::json!({"id": id, "text": text, "intent": "chat", "split": split})).unwrap()
+    }
+
+    #[test]
+    fn a_tested_text_is_never_trained_on_and_official_splits_hold() {
+        let train: Vec<Row> = (0..200).map(|i| row(&format!("a/{i}"), &format!("text {i}"), Some("train"))).collect();
+        let test = [row("a/t1", "Text  7", Some("test")), row("a/t2", "new", Some("test"))];
+        let recipe = Recipe { splits: Splits::Official, ..Recipe::default() };
+        let (rows, splits) = split_without_leaks(train.iter().chain(&test).cloned().collect(), &recipe);
+        assert!(rows.iter().all(|row| row.id != "a/7"), "it is tested under another id");
+        let n = |wanted| splits.iter().filter(|split| **split == wanted).count();
+        assert_eq!(n(Split::Test), 2);
+        assert!((10..40).contains(&n(Split::Calibration)), "a tenth of the training rows: {}", n(Split::Calibration));
+
+        let validation = row("a/v", "for choosing", Some("val"));
+        let (_, splits) = split_without_leaks(train.into_iter().chain([validation]).collect(), &recipe);
+        assert_eq!(splits.iter().filter(|split| **split == Split::Calibration).count(), 1, "the source's own");
+    }
+
+    #[test]
+    fn only_training_rows_are_copied_and_copies_keep_their_labels() {
+        let rows: Vec<Row> =
+            (0..30).map(|i| row(&format!("a/{i}"), "Write a poem about the sea, please.", None)).collect();
+        let splits: Vec<Split> = rows.iter().map(|row| Split::of(&row.id)).collect();
+        let source: SourceRecipe = toml::from_str("copies = 2").unwrap();
+        let recipe = Recipe { sources: BTreeMap::from([("a".to_owned(), source)]), ..Recipe::default() };
+        let copies = changed_copies(&rows, &splits, &recipe);
+        let n_train = splits.iter().filter(|split| **split == Split::Train).count();
+        assert_eq!(copies.len(), 2 * n_train);
+        for copy in &copies {
+            let (id, kind) = copy.id.split_once('+').unwrap();
+            assert_eq!(Split::of(id), Split::Train, "{id} {kind}");
+            assert!(copy.text != rows[0].text && copy.intent.as_deref() == Some("chat"));
+        }
+    }
 }

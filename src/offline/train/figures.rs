@@ -39,7 +39,10 @@ pub(super) fn calibration_figures(method: &str, predictions: &[Prediction<'_>]) 
     })
 }
 
-fn groups<'a>(all: &[&'a Prediction<'_>], name: impl Fn(&'a Prediction<'_>) -> &'a str) -> BTreeMap<String, GroupCalibration> {
+fn groups<'a>(
+    all: &[&'a Prediction<'_>],
+    name: impl Fn(&'a Prediction<'_>) -> &'a str,
+) -> BTreeMap<String, GroupCalibration> {
     let mut groups: BTreeMap<&str, Vec<&Prediction<'_>>> = BTreeMap::new();
     for prediction in all {
         groups.entry(name(prediction)).or_default().push(prediction);

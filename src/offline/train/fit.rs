@@ -163,13 +163,7 @@ impl Problem for DifficultyProblem<'_> {
 }
 
 /// Steps until the held-out loss stops improving; leaves the best parameters in place.
-fn run<P: Problem>(
-    mut problem: P,
-    parameters: Vec<Var>,
-    n_rows: usize,
-    recipe: &HeadRecipe,
-    seed: u64,
-) -> Result<P> {
+fn run<P: Problem>(mut problem: P, parameters: Vec<Var>, n_rows: usize, recipe: &HeadRecipe, seed: u64) -> Result<P> {
     let (learning_rate, weight_decay) = (recipe.learning_rate, recipe.weight_decay);
     let mut optimizer = AdamW::new(vec![Group { parameters: parameters.clone(), learning_rate, weight_decay }]);
     let mut rng = StdRng::seed_from_u64(seed);

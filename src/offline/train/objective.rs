@@ -102,13 +102,7 @@ impl Losses {
 // === impl IntentModel ===
 
 impl IntentModel {
-    pub(super) fn new(
-        n_in: usize,
-        n_labels: usize,
-        recipe: &HeadRecipe,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(super) fn new(n_in: usize, n_labels: usize, recipe: &HeadRecipe, seed: u64, device: &Device) -> Result<Self> {
         Ok(Self { network: Network::new(n_in, recipe.hidden, n_labels, seed, device)? })
     }
 

@@ -120,13 +120,15 @@ impl InplaceOp2 for Step<'_> {
         let mut moments = self.moments.lock().map_err(|_| candle_core::Error::msg("a step before panicked"))?;
         let [first, second] = &mut **moments;
         let state = first.par_iter_mut().zip(second.par_iter_mut());
-        values.par_iter_mut().zip(grad).zip(state).with_min_len(NUMBERS_PER_TASK).for_each(|((value, grad), (m, v))| {
-            let grad = grad * self.shrink;
-            *m = BETAS[0] * *m + (1.0 - BETAS[0]) * grad;
-            *v = BETAS[1] * *v + (1.0 - BETAS[1]) * grad * grad;
-            let direction = (*m / self.corrections[0]) / ((*v / self.corrections[1]).sqrt() + EPS);
-            *value = *value * self.keep - self.rate * direction;
-        });
+        values.par_iter_mut().zip(grad).zip(state).with_min_len(NUMBERS_PER_TASK).for_each(
+            |((value, grad), (m, v))| {
+                let grad = grad * self.shrink;
+                *m = BETAS[0] * *m + (1.0 - BETAS[0]) * grad;
+                *v = BETAS[1] * *v + (1.0 - BETAS[1]) * grad * grad;
+                let direction = (*m / self.corrections[0]) / ((*v / self.corrections[1]).sqrt() + EPS);
+                *value = *value * self.keep - self.rate * direction;
+            },
+        );
         Ok(())
     }
 }

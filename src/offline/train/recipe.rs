@@ -32,6 +32,8 @@ pub struct Recipe {
     pub copy_kinds: Vec<Perturbation>,
     /// Sources kept out of training altogether and reported as test rows.
     pub leave_out: Vec<String>,
+    /// Language models whose answers nothing is learnt from.
+    pub leave_out_models: Vec<String>,
     /// Whose splits are used.
     pub splits: Splits,
     /// The encoder.
@@ -170,6 +172,7 @@ impl Default for Recipe {
             task_intents: BTreeMap::new(),
             copy_kinds: Perturbation::ALL.to_vec(),
             leave_out: Vec::new(),
+            leave_out_models: Vec::new(),
             splits: Splits::Hash,
             encoder: EncoderRecipe::default(),
             intent: HeadRecipe::default(),

@@ -62,8 +62,7 @@ impl Scaling {
             let pull = PULL / logits.nrows() as f32;
             let for_scale = (&errors * logits).mean_axis(Axis(0)).unwrap_or_else(|| Array1::zeros(n_labels))
                 + (&fitted.scale - &start.scale) * pull;
-            let for_bias =
-                errors.mean_axis(Axis(0)).unwrap_or_else(|| Array1::zeros(n_labels)) + &fitted.bias * pull;
+            let for_bias = errors.mean_axis(Axis(0)).unwrap_or_else(|| Array1::zeros(n_labels)) + &fitted.bias * pull;
             let rate = STEP * (1.0 - step as f32 / N_STEPS as f32);
             for (index, gradient) in for_scale.iter().chain(&for_bias).enumerate() {
                 let [first, second] = moments.each_mut().map(|moments| &mut moments[index]);
@@ -117,8 +116,7 @@ fn cross_validated(
 ) -> Array2<f32> {
     let mut result = Array2::zeros(logits.dim());
     for fold in 0..N_FOLDS {
-        let (held_out, seen): (Vec<usize>, Vec<usize>) =
-            (0..logits.nrows()).partition(|row| row % N_FOLDS == fold);
+        let (held_out, seen): (Vec<usize>, Vec<usize>) = (0..logits.nrows()).partition(|row| row % N_FOLDS == fold);
         let rows = |values: &Array2<f32>, rows: &[usize]| values.select(Axis(0), rows);
         let predicted = predict(&rows(logits, &seen), &rows(targets, &seen), &rows(logits, &held_out));
         for (row, predicted) in held_out.into_iter().zip(predicted.outer_iter()) {
@@ -196,7 +194,13 @@ mod tests {
         let mut targets = Array2::zeros((n, 3));
         for (mut target, p) in targets.outer_iter_mut().zip(honest.outer_iter()) {
             let draw = rng.random::<f32>();
-            let label = if draw < p[0] { 0 } else if draw < p[0] + p[1] { 1 } else { 2 };
+            let label = if draw < p[0] {
+                0
+            } else if draw < p[0] + p[1] {
+                1
+            } else {
+                2
+            };
             target[label] = 1.0;
         }
         distort(&mut logits);

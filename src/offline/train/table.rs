@@ -31,7 +31,10 @@ impl NgramTable {
         let buckets: Vec<Vec<(usize, f32)>> = rows
             .map(|row| {
                 let weight = ngram_weight(row.len());
-                row.iter().map(|bucket| (*bucket as usize, weight * dropout.factor())).filter(|(_, w)| *w > 0.0).collect()
+                row.iter()
+                    .map(|bucket| (*bucket as usize, weight * dropout.factor()))
+                    .filter(|(_, w)| *w > 0.0)
+                    .collect()
             })
             .collect();
         let mut sums = Array2::zeros((buckets.len(), self.values.ncols()));
