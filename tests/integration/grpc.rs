@@ -261,6 +261,12 @@ async fn info_tells_what_this_server_is() {
     let heads: Vec<_> = info.calibrations.iter().map(|calibration| calibration.head.as_str()).collect();
     assert_eq!(heads, ["intent", "tier"]);
     assert!(info.calibrations.iter().all(|c| c.rows > 0 && (0.0..1.0).contains(&c.expected_calibration_error)));
+    for calibration in &info.calibrations {
+        let groups = [&calibration.by_label, &calibration.by_length];
+        assert!(groups.iter().all(|groups| groups.values().map(|group| group.rows).sum::<u64>() == calibration.rows));
+        assert_eq!(calibration.bins.iter().map(|bin| bin.rows).sum::<u64>(), calibration.rows);
+        assert!(calibration.bins.is_sorted_by(|a, b| a.confidence < b.confidence), "{:?}", calibration.bins);
+    }
     assert!(info.ready_at_unix_ms > 1_600_000_000_000 && !info.escalation_supported);
     assert_eq!(info.policy.unwrap().source, "embedded");
 }

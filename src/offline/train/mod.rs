@@ -16,6 +16,7 @@ mod checkpoint;
 mod corpus;
 mod difficulty;
 mod figures;
+mod held_out;
 mod intent;
 mod network;
 mod objective;

@@ -94,12 +94,6 @@ impl Losses {
         self.weighted.sum_all()? / self.weights.sum_all()?.maximum(1e-6)?
     }
 
-    /// `Σ wᵢlᵢ` and `Σ wᵢ`.
-    pub(super) fn sums(&self) -> Result<(f64, f64)> {
-        let sum = |tensor: &Tensor| Ok::<_, candle_core::Error>(f64::from(tensor.sum_all()?.to_scalar::<f32>()?));
-        Ok((sum(&self.weighted)?, sum(&self.weights)?))
-    }
-
     /// As the mean, with the weight that as many rows usually have: a batch of few weighty rows stays a small step.
     pub(super) fn usual_mean(&self) -> Result<Tensor> {
         let usual = self.usual_weight * self.weights.elem_count() as f64;
@@ -118,6 +112,11 @@ impl IntentModel {
         self.network.parameters()
     }
 
+    /// `[rows, labels]` at dense `inputs`.
+    pub(super) fn logits(&self, inputs: &Tensor, dropout: &mut Dropout) -> Result<Tensor> {
+        self.network.forward(inputs, dropout)
+    }
+
     /// Losses of the given rows of `data` (`None`: all) at `inputs`, their dense inputs in the same order.
     ///
     /// `added`, `[rows, labels]`, is what the n-grams say, where they are asked.
@@ -129,7 +128,7 @@ impl IntentModel {
         rows: Option<&Tensor>,
         dropout: &mut Dropout,
     ) -> Result<Losses> {
-        let mut logits = self.network.forward(inputs, dropout)?;
+        let mut logits = self.logits(inputs, dropout)?;
         if let Some(added) = added {
             logits = (logits + added)?;
         }
@@ -162,6 +161,11 @@ impl DifficultyModel {
         parameters
     }
 
+    /// Latent difficulty, `[rows, 1]`, at dense `inputs`.
+    pub(super) fn latent(&self, inputs: &Tensor, dropout: &mut Dropout) -> Result<Tensor> {
+        self.network.forward(inputs, dropout)
+    }
+
     /// As [`IntentModel::losses`]: how well models' answers, and people's tiers, are predicted from one difficulty.
     pub(super) fn losses(
         &self,
@@ -170,7 +174,7 @@ impl DifficultyModel {
         rows: Option<&Tensor>,
         dropout: &mut Dropout,
     ) -> Result<[Losses; 2]> {
-        let z = self.network.forward(inputs, dropout)?;
+        let z = self.latent(inputs, dropout)?;
         let (for_answers, penalty) = match &self.offsets {
             None => (z.clone(), None),
             Some((offsets, penalty)) => {

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::checkpoint::{Checkpoint, Progress, fingerprint};
 use super::corpus::{Corpus, Targets};
 use super::difficulty::difficulty_data;
+use super::held_out::HeldOut;
 use super::intent::intent_data;
 use super::irt::Scale;
 use super::network::{Dropout, matrix};
@@ -42,7 +43,7 @@ pub(super) struct Material<'a> {
 }
 
 /// Rows of one split, ready for the device.
-struct Part {
+pub(super) struct Part {
     tokens: Vec<Tokens>,
     /// `[rows, features]`.
     features: Tensor,
@@ -51,21 +52,21 @@ struct Part {
 }
 
 /// Everything that is trained.
-struct Model {
+pub(super) struct Model {
     encoder: TunableEncoder,
-    intent: IntentModel,
-    difficulty: DifficultyModel,
+    pub(super) intent: IntentModel,
+    pub(super) difficulty: DifficultyModel,
     /// Weight of the difficulty loss.
-    difficulty_weight: f64,
+    pub(super) difficulty_weight: f64,
     device: Device,
 }
 
 /// Everything random about one step.
-struct StepNoise {
+pub(super) struct StepNoise {
     pieces: Dropout,
     encoder: Noise,
-    intent: Dropout,
-    difficulty: Dropout,
+    pub(super) intent: Dropout,
+    pub(super) difficulty: Dropout,
 }
 
 /// One line of the log.
@@ -95,18 +96,23 @@ pub(super) fn tune(
     let n_in = features.ncols();
     let tokenizer = Encoder::load(base, None, settings.max_tokens, &Device::Cpu)?;
     let hidden = tokenizer.hidden_size();
-    let part = |split, smoothing| {
+    let rows_of = |split| {
         let teaches = |row: usize| {
             let weighs = targets.has_intent(row) && recipe.intent_weight(&corpus.rows[row]) > 0.0;
             recipe.tunes(&corpus.rows[row]) && (weighs || corpus.informs(row))
         };
-        let rows = corpus.indices(split, teaches);
-        Part::new(recipe, material, &rows, smoothing, &tokenizer, &options.device)
+        corpus.indices(split, teaches)
     };
-    let (train, held_out) = (part(Split::Train, settings.label_smoothing)?, part(Split::Calibration, 0.0)?);
-    if train.tokens.is_empty() || held_out.tokens.is_empty() {
+    let (train, held_out) = (rows_of(Split::Train), rows_of(Split::Calibration));
+    if train.is_empty() || held_out.is_empty() {
         return Err(TrainError::Unusable("too few rows: the training or calibration split is empty".into()));
     }
+    let train = Part::new(recipe, material, &train, settings.label_smoothing, &tokenizer, &options.device)?;
+    let held_out = HeldOut {
+        intent: intent_data(recipe, corpus, targets, &held_out),
+        difficulty: difficulty_data(recipe, corpus, &material.scale.abilities, &held_out),
+        part: Part::new(recipe, material, &held_out, 0.0, &tokenizer, &options.device)?,
+    };
     let model = Model {
         encoder: TunableEncoder::load(base, settings.tune, recipe.seed, &options.device)?,
         intent: IntentModel::new(
@@ -157,7 +163,7 @@ pub(super) fn tune(
             progress(&title, done, rows_per_epoch);
         }
         let seconds = started.elapsed().as_secs_f64();
-        let held_out_loss = model.held_out_loss(&held_out, settings)?;
+        let held_out_loss = held_out.loss(&model, settings)?;
         let best = held_out_loss < state.best_loss;
         if best {
             state.best_loss = held_out_loss;
@@ -232,7 +238,7 @@ impl Part {
     }
 
     /// Sorts rows by length and cuts them into batches within the limits.
-    fn cut(&self, settings: &EncoderRecipe, rows: &mut [usize]) -> Vec<Vec<usize>> {
+    pub(super) fn cut(&self, settings: &EncoderRecipe, rows: &mut [usize]) -> Vec<Vec<usize>> {
         rows.sort_by_key(|row| self.tokens[*row].ids.len());
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let mut n_tokens = 0;
@@ -250,6 +256,10 @@ impl Part {
             }
         }
         batches
+    }
+
+    pub(super) fn n_rows(&self) -> usize {
+        self.tokens.len()
     }
 
     fn n_tokens(&self, rows: &[usize]) -> usize {
@@ -281,14 +291,25 @@ impl Model {
         layers.chain([heads]).collect()
     }
 
-    /// Losses of intent, of models' answers and of tiers.
-    fn losses(&self, part: &Part, rows: &[usize], noise: &mut StepNoise) -> TensorResult<Vec<(Losses, f64)>> {
+    /// Dense inputs of the heads for some rows, and which row each of them is.
+    pub(super) fn inputs(
+        &self,
+        part: &Part,
+        rows: &[usize],
+        noise: &mut StepNoise,
+    ) -> TensorResult<(Tensor, Vec<u32>)> {
         let texts: Vec<Tokens> = rows.iter().map(|row| noise.thin_out(&part.tokens[*row])).collect();
         let batch = RaggedBatch::new(&texts.iter().collect::<Vec<_>>());
         let embeddings = self.encoder.forward(&batch, &mut noise.encoder)?;
         let in_order: Vec<u32> = batch.order().iter().map(|index| rows[*index] as u32).collect();
-        let rows = Tensor::new(in_order, &self.device)?;
-        let inputs = Tensor::cat(&[&embeddings, &part.features.index_select(&rows, 0)?], 1)?;
+        let rows = Tensor::new(in_order.as_slice(), &self.device)?;
+        Ok((Tensor::cat(&[&embeddings, &part.features.index_select(&rows, 0)?], 1)?, in_order))
+    }
+
+    /// Losses of intent, of models' answers and of tiers.
+    fn losses(&self, part: &Part, rows: &[usize], noise: &mut StepNoise) -> TensorResult<Vec<(Losses, f64)>> {
+        let (inputs, order) = self.inputs(part, rows, noise)?;
+        let rows = Tensor::new(order, &self.device)?;
         let mut losses = vec![(self.intent.losses(&part.intent, &inputs, None, Some(&rows), &mut noise.intent)?, 1.0)];
         if self.difficulty_weight > 0.0 {
             let difficulty = self.difficulty.losses(&part.difficulty, &inputs, Some(&rows), &mut noise.difficulty)?;
@@ -336,28 +357,6 @@ impl Model {
         let gradients = (0..n_parameters).into_par_iter().map(sum).collect::<TensorResult<_>>()?;
         Ok((results.iter().map(|(loss, _)| loss).sum(), gradients))
     }
-
-    fn held_out_loss(&self, part: &Part, settings: &EncoderRecipe) -> TensorResult<f64> {
-        let batches = part.cut(settings, &mut (0..part.tokens.len()).collect::<Vec<_>>());
-        let losses = batches
-            .par_iter()
-            .map(|rows| {
-                let losses = self.losses(part, rows, &mut StepNoise::none())?.into_iter();
-                losses.map(|(losses, weight)| Ok((losses.sums()?, weight))).collect::<TensorResult<Vec<_>>>()
-            })
-            .collect::<TensorResult<Vec<_>>>()?;
-        let mut sums: Vec<(f64, f64, f64)> = Vec::new();
-        for batch in losses {
-            for (index, ((loss, total), weight)) in batch.into_iter().enumerate() {
-                if sums.len() == index {
-                    sums.push((0.0, 0.0, weight));
-                }
-                sums[index].0 += loss;
-                sums[index].1 += total;
-            }
-        }
-        Ok(sums.iter().map(|(loss, total, weight)| weight * loss / total.max(1e-6)).sum())
-    }
 }
 
 // === impl StepNoise ===
@@ -373,7 +372,7 @@ impl StepNoise {
         }
     }
 
-    fn none() -> Self {
+    pub(super) fn none() -> Self {
         let [pieces, intent, difficulty] = std::array::from_fn(|_| Dropout::none());
         Self { pieces, encoder: Noise::none(), intent, difficulty }
     }
