@@ -68,10 +68,15 @@ pub(super) struct Args {
     /// Threads that train [default: one per core].
     #[arg(long)]
     threads: Option<usize>,
+    /// What candle reads the number of its threads from; where it is not set, the process starts itself anew with it.
+    #[arg(long, env = CANDLE_THREADS, hide = true)]
+    candle_threads: Option<String>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    keep_candle_to_one_thread()?;
+    if args.candle_threads.is_none() {
+        return start_anew();
+    }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     super::set_threads(Some(args.threads.unwrap_or(cores)))?;
     let mut recipe = match &args.recipe {
@@ -113,15 +118,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts this process anew with candle's own threads off, where that is not so yet.
+/// Starts this process anew with candle's own threads off.
 ///
 /// Training gives each core rows of its own, and candle's threads would only stand in their way; it takes their
 /// number from the environment alone, where nothing but a new process can safely put it.
-fn keep_candle_to_one_thread() -> anyhow::Result<()> {
+fn start_anew() -> anyhow::Result<ExitCode> {
     use std::os::unix::process::CommandExt as _;
-    if std::env::var_os(CANDLE_THREADS).is_some() {
-        return Ok(());
-    }
     let this = std::env::current_exe().context("cannot find this program to start it anew")?;
     let mut again = std::process::Command::new(this);
     again.args(std::env::args_os().skip(1)).env(CANDLE_THREADS, "1").envs(KEEP_MEMORY);

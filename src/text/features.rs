@@ -1,19 +1,20 @@
 //! The numbers that the heads read beside the embedding.
 //!
 //! Prompt length alone is a strong baseline for difficulty, and a mean-pooled embedding hardly tells length, so
-//! length and structure are given to the heads directly. The layout is versioned: a trained head names the version
-//! it was trained with and loads with no other.
+//! length and structure are given to the heads directly. Nothing here sees the case of letters or how the text is
+//! closed: people type the same request in many ways. The layout is versioned: a trained head names the version it was
+//! trained with and loads with no other.
 
 use super::{lexicon, structure};
 use crate::domain::{Structure, TextSignals};
 
 /// Changes whenever a number changes its place or meaning.
-pub const LAYOUT: &str = "text-features/v2";
+pub const LAYOUT: &str = "text-features/v3";
 /// How many numbers there are.
 pub const N_FEATURES: usize = N_SHAPE + Structure::ALL.len() + 2 * lexicon::N_GROUPS;
 
 /// Numbers about length, characters and sentences.
-const N_SHAPE: usize = 22;
+const N_SHAPE: usize = 17;
 /// How much of the start and of the end counts as "where instructions stand", in bytes.
 const EDGE_BYTES: usize = 160;
 
@@ -46,7 +47,6 @@ pub fn names() -> Vec<String> {
         "mean_word_length",
         "words_per_sentence",
         "digit_share",
-        "upper_share",
         "punctuation_share",
         "non_ascii_share",
         "symbol_share",
@@ -56,11 +56,7 @@ pub fn names() -> Vec<String> {
         "log_questions",
         "log_options",
         "log_commas",
-        "starts_lower",
-        "ends_with_question",
-        "ends_with_colon",
         "one_word",
-        "log_capitalised",
     ];
     let structures = Structure::ALL.iter().map(|structure| format!("structure_{structure:?}").to_lowercase());
     let edge = lexicon::group_names().map(|name| format!("edge_hint_{name}"));
@@ -72,7 +68,6 @@ pub fn names() -> Vec<String> {
 struct Counts {
     chars: usize,
     digits: usize,
-    upper: usize,
     punctuation: usize,
     non_ascii: usize,
     symbols: usize,
@@ -83,12 +78,11 @@ struct Counts {
 }
 
 fn shape_features(text: &str, signals: &TextSignals) -> [f32; N_SHAPE] {
+    let text = text.trim_end_matches(['.', '!', '?', '…', '。', '？', ':', ' ']);
     let counts = count(text);
     let words = signals.words.max(1);
     let share = |n: usize| n as f32 / counts.chars.max(1) as f32;
     let longest = text.split_whitespace().map(str::len).max().unwrap_or(0);
-    let capitalised =
-        text.split_whitespace().skip(1).filter(|word| word.starts_with(|c: char| c.is_uppercase())).count();
     let sentences = counts.sentences.max(1);
     [
         log1p(text.len() as f32),
@@ -98,7 +92,6 @@ fn shape_features(text: &str, signals: &TextSignals) -> [f32; N_SHAPE] {
         (counts.chars as f32 / words as f32).min(40.0) / 10.0,
         log1p(words as f32 / sentences as f32),
         share(counts.digits),
-        share(counts.upper),
         share(counts.punctuation),
         share(counts.non_ascii),
         share(counts.symbols),
@@ -108,11 +101,7 @@ fn shape_features(text: &str, signals: &TextSignals) -> [f32; N_SHAPE] {
         log1p(counts.questions as f32),
         log1p(structure::n_options(text) as f32),
         log1p(counts.commas as f32),
-        flag(text.starts_with(|c: char| c.is_lowercase())),
-        flag(text.ends_with(['?', '？'])),
-        flag(text.ends_with(':')),
         flag(words == 1),
-        log1p(capitalised as f32),
     ]
 }
 
@@ -121,7 +110,6 @@ fn count(text: &str) -> Counts {
     let mut previous = ' ';
     for c in text.chars() {
         counts.chars += 1;
-        counts.upper += usize::from(c.is_uppercase());
         counts.non_ascii += usize::from(!c.is_ascii());
         counts.punctuation += usize::from(c.is_ascii_punctuation());
         counts.symbols +=
@@ -187,7 +175,7 @@ mod tests {
         };
         let question = features("What is 12 + 30?");
         assert!((question["log_numbers"] - 2.0_f32.ln_1p()).abs() < 1e-6);
-        assert_eq!(question["ends_with_question"], 1.0);
+        assert_eq!(question, features("what is 12 + 30"));
         assert_eq!(question["structure_math"], 1.0);
         let long = features(&"Please summarise the passage below. ".repeat(20));
         assert!(long["log_bytes"] > question["log_bytes"]);

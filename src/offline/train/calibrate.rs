@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::domain::{Tier, TierChoice, TierControl};
 use crate::heads::{OutOfScope, TierScale, softmax};
+use crate::offline::metrics::binomial::upper_bound;
 
 /// The temperature that minimises the negative log-likelihood of `labels` (indices) under `[rows, labels]` logits.
 pub fn fit_temperature(logits: ArrayView2<'_, f32>, targets: &Array2<f32>) -> f32 {
@@ -50,11 +51,27 @@ pub fn fit_tier_scale(z: &[f32], tiers: &[usize], start: TierScale) -> TierScale
 
 /// Thresholds that keep a promised share of under-routed queries, whatever the tier probabilities are worth.
 ///
-/// Conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814): under-routing falls as the threshold on the
-/// cumulative probability rises, so the smallest threshold with `n / (n + 1) * risk + 1 / (n + 1) <= 1 - asked` on `n`
-/// held-out rows keeps the promise in expectation for a further row like them. Asked confidences too high for `n` rows
-/// to show anything have no point.
-pub fn fit_tier_control(scale: TierScale, z: &[f32], tiers: &[usize]) -> TierControl {
+/// Risk control by an upper bound (Bates et al. 2021, arXiv 2101.02703): under-routing falls as the threshold on the
+/// cumulative probability rises, so the smallest threshold at which the exact 95 % bound on its share of held-out rows is
+/// within the allowance keeps the promise for rows like them, unless these were drawn with a luck of one in twenty.
+/// `groups` are rows of different sources, latent difficulties with true tiers: the promise is kept for each of them,
+/// because nobody knows which one a query will be like. Asked confidences too high for so few rows to show anything
+/// have no point.
+pub fn fit_tier_control(scale: TierScale, groups: &[(Vec<f32>, Vec<usize>)]) -> TierControl {
+    let mut points = Vec::new();
+    for percent in LEAST_ASKED..100 {
+        let allowed = (100 - percent) as f64 / 100.0;
+        let thresholds: Option<Vec<f64>> = groups.iter().map(|group| least_threshold(scale, group, allowed)).collect();
+        let Some(thresholds) = thresholds else { break };
+        let Some(highest) = thresholds.into_iter().reduce(f64::max) else { break };
+        points.push([percent as f64 / 100.0, highest]);
+    }
+    // The points rise by construction, so nothing is refused.
+    TierControl::try_from(points).unwrap_or_default()
+}
+
+/// The smallest threshold that is shown to under-route at most the allowed share of rows like these.
+fn least_threshold(scale: TierScale, (z, tiers): &(Vec<f32>, Vec<usize>), allowed: f64) -> Option<f64> {
     // A row is under-routed while the threshold is at most the probability that the tier below the true one suffices.
     let mut limits: Vec<f64> = z
         .iter()
@@ -64,17 +81,10 @@ pub fn fit_tier_control(scale: TierScale, z: &[f32], tiers: &[usize]) -> TierCon
         .collect();
     limits.sort_unstable_by(|a, b| b.total_cmp(a));
     let n = tiers.len();
-    let points = (LEAST_ASKED..100)
-        .map_while(|percent| {
-            // As many rows may be under-routed as leave room for the one to come.
-            let n_allowed = ((n + 1) * (100 - percent) / 100).checked_sub(1)?;
-            // Just above the first row too many; four decimals, rounded up, say it as well.
-            let threshold = limits.get(n_allowed).map_or(0.0, |limit| ((limit * 1e4).floor() + 1.0) / 1e4);
-            Some([percent as f64 / 100.0, threshold.min(1.0)])
-        })
-        .collect::<Vec<_>>();
-    // The points rise by construction, so nothing is refused.
-    TierControl::try_from(points).unwrap_or_default()
+    let shown = |hits: usize| upper_bound(hits, n) <= allowed;
+    let most = (0..=n).take_while(|hits| shown(*hits)).last()?;
+    // Just above the first row too many; four decimals, rounded up, say it as well.
+    Some(limits.get(most).map_or(0.0, |limit| ((limit * 1e4).floor() + 1.0) / 1e4).min(1.0))
 }
 
 /// The least confidence, in percent, that has a threshold of its own.
@@ -182,22 +192,31 @@ mod tests {
             let choose = |z: &f32| TierChoice::controlled(believed.probabilities(*z), asked, control).tier.index();
             z.iter().zip(tiers).filter(|(z, tier)| choose(z) < **tier).count() as f64 / z.len() as f64
         };
-        // Thirty calibration sets of 400 rows: the promise is one in expectation over them.
+        // Thirty calibration sets of 400 rows: each may break a promise with a chance of one in twenty.
         let test = draw(20_000);
-        let mut mean = [0.0; 3];
+        let (mut broken, mut mean) = ([0; 3], [0.0; 3]);
         for _ in 0..30 {
-            let (z, tiers) = draw(400);
-            let control = fit_tier_control(believed, &z, &tiers);
-            for (mean, asked) in mean.iter_mut().zip([0.6, 0.8, 0.95]) {
-                *mean += under_routed(&control, asked, &test) / 30.0;
+            let control = fit_tier_control(believed, &[draw(400)]);
+            for (index, asked) in [0.6, 0.8, 0.95].into_iter().enumerate() {
+                let share = under_routed(&control, asked, &test);
+                broken[index] += usize::from(share > 1.0 - asked);
+                mean[index] += share / 30.0;
             }
         }
+        assert!(broken.iter().all(|n| *n <= 6), "{broken:?}");
         for (mean, asked) in mean.into_iter().zip([0.6, 0.8, 0.95]) {
-            assert!(mean <= 1.0 - asked + 0.006, "{mean} at {asked}");
-            assert!(mean >= 1.0 - asked - 0.03, "{mean} at {asked}: too careful");
+            assert!(mean >= 1.0 - asked - 0.06, "{mean} at {asked}: too careful");
         }
         assert!(under_routed(&TierControl::default(), 0.95, &test) > 0.15, "the probabilities do lie");
-        assert!(fit_tier_control(believed, &[], &[]).is_empty());
+        assert!(
+            fit_tier_control(believed, &[]).is_empty() && fit_tier_control(believed, &[(vec![], vec![])]).is_empty()
+        );
+
+        // Easy rows beside the hard ones: the promise is kept for the hard ones as well.
+        let hard = draw(2_000);
+        let easy = (vec![-3.0; 6_000], vec![0; 6_000]);
+        let control = fit_tier_control(believed, &[hard, easy]);
+        assert!(under_routed(&control, 0.8, &test) < 0.21);
     }
 
     #[test]

@@ -66,8 +66,13 @@ pub(super) fn fit_difficulty(
     };
     let (network, tier_scale) = fit(&|_| true)?;
     let judged = corpus.indices(Split::Calibration, |row| corpus.rows[row].tier.is_some());
-    let z = latent_difficulty(&network, inputs, &judged);
-    report.tier_control = calibrate::fit_tier_control(tier_scale, &z, &true_tiers(corpus, &judged));
+    let mut by_source: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for row in judged {
+        by_source.entry(corpus.rows[row].source()).or_default().push(row);
+    }
+    let groups: Vec<_> =
+        by_source.values().map(|rows| (latent_difficulty(&network, inputs, rows), true_tiers(corpus, rows))).collect();
+    report.tier_control = calibrate::fit_tier_control(tier_scale, &groups);
     // A tuned encoder has seen all rows; and a run that leaves something out is about that.
     let fair = recipe.encoder.tune == Tuning::Frozen && options.tuned_as.is_none() && recipe.leave_out.is_empty();
     report.tier_cross_fitted = if fair { cross_fit_tiers(corpus, inputs, &fit)? } else { None };
