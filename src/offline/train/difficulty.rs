@@ -153,8 +153,6 @@ pub(super) fn difficulty_data(
         above_cut: Array2::zeros((n, 2)),
         tier_weights: Array1::zeros(n),
         answer_weights: Array1::zeros(n),
-        tasks: rows.iter().map(|row| corpus.tasks[*row]).collect(),
-        n_tasks: corpus.n_tasks(),
     };
     for (index, row) in rows.iter().map(|row| &corpus.rows[*row]).enumerate() {
         let weight = recipe.difficulty_weight(row);

@@ -60,7 +60,7 @@ pub fn fit_difficulty(
     seed: u64,
     device: &Device,
 ) -> Result<(Mlp, TierScale)> {
-    let model = DifficultyModel::new(train.0.ncols(), train.1.n_tasks, recipe, seed, device)?;
+    let model = DifficultyModel::new(train.0.ncols(), recipe, seed, device)?;
     let parameters = model.parameters();
     let problem = DifficultyProblem {
         inputs: matrix(train.0, device)?,
@@ -225,53 +225,5 @@ mod tests {
         let right = (0..400).filter(|&row| (logits[(row, 1)] > logits[(row, 0)]) == (targets[(row, 1)] > 0.5)).count();
         assert!(right > 390, "{right} of 400 right");
         assert_eq!(fit(), head);
-    }
-
-    /// Two tasks, one harder than the other; a feature that tells the tasks apart, and one that tells hard from easy
-    /// within each.
-    #[test]
-    fn offsets_keep_the_head_from_learning_tasks() {
-        let mut rng = StdRng::seed_from_u64(3);
-        let n = 2_000;
-        let inputs =
-            Array2::from_shape_fn(
-                (n, 2),
-                |(row, column)| {
-                    if column == 0 { row as f32 % 2.0 } else { rng.random_range(-1.0_f32..1.0) }
-                },
-            );
-        let solved = |row: usize, ability: f32, draw: f32| {
-            let z = 3.0 * inputs[(row, 0)] + 2.0 * inputs[(row, 1)];
-            f32::from(u8::from(draw < crate::heads::sigmoid(ability - z)))
-        };
-        let abilities = [0.0, 1.0, 2.0];
-        let scores = Array2::from_shape_fn((n, 3), |(row, model)| solved(row, abilities[model], rng.random()));
-        let data = DifficultyData {
-            scores,
-            answered: Array2::from_elem((n, 3), 1.0 / 3.0),
-            abilities: Array1::from(abilities.to_vec()),
-            above_cut: Array2::zeros((n, 2)),
-            tier_weights: Array1::zeros(n),
-            answer_weights: Array1::ones(n),
-            tasks: (0..n as u32).map(|row| row % 2).collect(),
-            n_tasks: 2,
-        };
-        let weights = |penalty: Option<f64>| {
-            let recipe = HeadRecipe {
-                hidden: 0,
-                dropout: 0.0,
-                learning_rate: 0.05,
-                weight_decay: 0.0,
-                task_offset_penalty: penalty,
-                ..HeadRecipe::default()
-            };
-            let (network, _) = fit_difficulty((&inputs, &data), (&inputs, &data), &recipe, 1, &Device::Cpu).unwrap();
-            let probe = network.forward(ndarray::array![[0.0_f32, 0.0], [1.0, 0.0], [0.0, 1.0]].view());
-            [probe[(1, 0)] - probe[(0, 0)], probe[(2, 0)] - probe[(0, 0)]]
-        };
-        let [task, within] = weights(None);
-        assert!((task - 3.0).abs() < 0.5 && (within - 2.0).abs() < 0.4, "{task} {within}");
-        let [task, within] = weights(Some(0.001));
-        assert!(task < 1.8 && (within - 2.0).abs() < 0.4, "{task} {within}");
     }
 }

@@ -3,7 +3,7 @@
 //! Both objectives take the dense inputs `[rows, hidden + features]` from outside, so that embeddings may come from a
 //! table or from an encoder under training.
 
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops;
 use ndarray::{Array1, Array2};
 
@@ -37,10 +37,6 @@ pub struct DifficultyData {
     pub tier_weights: Array1<f32>,
     /// `[rows]`: weight of the row's answers.
     pub answer_weights: Array1<f32>,
-    /// `[rows]`: number of the row's task, below `n_tasks`.
-    pub tasks: Vec<u32>,
-    /// Tasks of all rows, these or not.
-    pub n_tasks: usize,
 }
 
 /// Losses of some rows, each times its weight.
@@ -61,9 +57,6 @@ pub(super) struct DifficultyModel {
     network: Network,
     /// First cut, log of the gap to the second, log of the slope.
     tier: Var,
-    /// `[tasks]`: how much harder each task is for models than its texts let on. Not part of the head: it spares the
-    /// network from learning to recognise tasks, which is worth nothing on others.
-    offsets: Option<(Var, f64)>,
 }
 
 /// [`IntentData`] on the device.
@@ -81,7 +74,6 @@ pub(super) struct DifficultyTensors {
     above_cut: Tensor,
     tier_weights: Tensor,
     answer_weights: Tensor,
-    tasks: Tensor,
     usual_tier_weight: f64,
     usual_answer_weight: f64,
 }
@@ -145,19 +137,14 @@ impl IntentModel {
 // === impl DifficultyModel ===
 
 impl DifficultyModel {
-    pub(super) fn new(n_in: usize, n_tasks: usize, recipe: &HeadRecipe, seed: u64, device: &Device) -> Result<Self> {
+    pub(super) fn new(n_in: usize, recipe: &HeadRecipe, seed: u64, device: &Device) -> Result<Self> {
         let network = Network::new(n_in, recipe.hidden, 1, seed, device)?;
-        let offsets = recipe
-            .task_offset_penalty
-            .map(|penalty| Ok::<_, candle_core::Error>((Var::zeros(n_tasks, DType::F32, device)?, penalty)))
-            .transpose()?;
-        Ok(Self { network, tier: Var::new(&[-0.5_f32, 0.0, 0.0], device)?, offsets })
+        Ok(Self { network, tier: Var::new(&[-0.5_f32, 0.0, 0.0], device)? })
     }
 
     pub(super) fn parameters(&self) -> Vec<Var> {
         let mut parameters = self.network.parameters();
         parameters.push(self.tier.clone());
-        parameters.extend(self.offsets.iter().map(|(offsets, _)| offsets.clone()));
         parameters
     }
 
@@ -175,18 +162,8 @@ impl DifficultyModel {
         dropout: &mut Dropout,
     ) -> Result<[Losses; 2]> {
         let z = self.latent(inputs, dropout)?;
-        let (for_answers, penalty) = match &self.offsets {
-            None => (z.clone(), None),
-            Some((offsets, penalty)) => {
-                let offsets = offsets.index_select(&select(&data.tasks, rows)?, 0)?;
-                ((&z + offsets.unsqueeze(1)?)?, Some((offsets.sqr()? * *penalty)?))
-            }
-        };
-        let answers = binary_cross_entropy(&data.abilities.broadcast_sub(&for_answers)?, &select(&data.scores, rows)?)?;
-        let mut answers = (answers * select(&data.answered, rows)?)?.sum(1)?;
-        if let Some(penalty) = penalty {
-            answers = (answers + penalty)?;
-        }
+        let answers = binary_cross_entropy(&data.abilities.broadcast_sub(&z)?, &select(&data.scores, rows)?)?;
+        let answers = (answers * select(&data.answered, rows)?)?.sum(1)?;
         let first = self.tier.narrow(0, 0, 1)?;
         let cuts = Tensor::cat(&[&first, &(&first + self.tier.narrow(0, 1, 1)?.exp()?)?], 0)?.unsqueeze(0)?;
         let slope = self.tier.narrow(0, 2, 1)?.exp()?.unsqueeze(0)?;
@@ -233,7 +210,6 @@ impl DifficultyTensors {
             above_cut: matrix(&data.above_cut, device)?,
             tier_weights: vector(&data.tier_weights, device)?,
             answer_weights: vector(&data.answer_weights, device)?,
-            tasks: Tensor::new(data.tasks.as_slice(), device)?,
             usual_tier_weight: mean(&data.tier_weights),
             usual_answer_weight: mean(&data.answer_weights),
         })

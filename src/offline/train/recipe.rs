@@ -149,9 +149,6 @@ pub struct HeadRecipe {
     pub ngram_weight_decay: f64,
     /// Weight of the judged tiers beside the models' answers, of difficulty alone.
     pub tier_weight: f64,
-    /// Where given, each task has an offset that the head does not keep, at this times its square in loss; of
-    /// difficulty alone.
-    pub task_offset_penalty: Option<f64>,
 }
 
 fn one() -> f32 {
@@ -218,7 +215,6 @@ impl Default for HeadRecipe {
             ngram_learning_rate: 0.05,
             ngram_weight_decay: 0.001,
             tier_weight: 1.0,
-            task_offset_penalty: None,
         }
     }
 }

@@ -122,13 +122,7 @@ pub(super) fn tune(
             recipe.seed,
             &options.device,
         )?,
-        difficulty: DifficultyModel::new(
-            hidden + n_in,
-            corpus.n_tasks(),
-            &linear(&recipe.difficulty),
-            recipe.seed,
-            &options.device,
-        )?,
+        difficulty: DifficultyModel::new(hidden + n_in, &linear(&recipe.difficulty), recipe.seed, &options.device)?,
         difficulty_weight: if corpus.has_difficulty() { settings.difficulty } else { 0.0 },
         device: options.device.clone(),
     };
