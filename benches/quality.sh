@@ -35,7 +35,7 @@ default() {
 figures() {
     "$bin" eval --model "$out/default" --input "${rows[@]}" --split test | tee "$out/figures.txt"
     "$bin" eval --model "$out/default" --input training-data/prompts --split test | tee "$out/figures-own.txt"
-    # Of the wrapper kinds, only these two sets of phrases: neither is trained on.
+    "$bin" eval --model "$out/default" --input training-data/challenge | tee "$out/figures-challenge.txt"
     "$bin" robustness --model "$out/default" | tee "$out/robustness.txt"
 }
 
