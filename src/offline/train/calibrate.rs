@@ -82,7 +82,12 @@ fn least_threshold(scale: TierScale, (z, tiers): &(Vec<f32>, Vec<usize>), allowe
     limits.sort_unstable_by(|a, b| b.total_cmp(a));
     let n = tiers.len();
     let shown = |hits: usize| upper_bound(hits, n) <= allowed;
-    let most = (0..=n).take_while(|hits| shown(*hits)).last()?;
+    // The bound rises with the hits: halve the range in which it crosses the allowance.
+    let (mut most, mut too_many) = (shown(0).then_some(0)?, n + 1);
+    while too_many - most > 1 {
+        let middle = usize::midpoint(most, too_many);
+        if shown(middle) { most = middle } else { too_many = middle }
+    }
     // Just above the first row too many; four decimals, rounded up, say it as well.
     Some(limits.get(most).map_or(0.0, |limit| ((limit * 1e4).floor() + 1.0) / 1e4).min(1.0))
 }
