@@ -19,7 +19,7 @@ use candle_core::Device;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pointsman::classifier::{Classifier, Input, LoadOptions, embed};
 use pointsman::domain::{Classification, Content, Requirements};
-use pointsman::encoder::{Encoder, Tokens};
+use pointsman::encoder::{Encoder, Precision, Tokens, available_threads};
 use pointsman::policy::{DEFAULT_DOCUMENT, Policy, PolicyOptions, Signals};
 use pointsman::rules::RuleInput;
 use pointsman::text::{self, Prepared, features};
@@ -214,6 +214,9 @@ fn classifier() -> Classifier {
         roots: vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models")],
         max_tokens: None,
         device: Device::Cpu,
+        precision: Precision::Auto,
+        isa: None,
+        threads: available_threads(),
     };
     Classifier::load(&options).expect("the committed default classifier")
 }

@@ -3,6 +3,7 @@
 //! Two steps, because they run in different places: [`Classifier::tokenize`] on the thread that took the request, and
 //! [`Classifier::classify`] for whole batches on the threads that own the encoder.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use ndarray::Array2;
 use crate::artifact::{
     self, Artifact, ArtifactError, CalibrationFigures, ClassifierManifest, EncoderManifest, ModelAbility,
 };
-use crate::domain::{Classification, ClassifierRef, TierControl};
-use crate::encoder::{CHANGES, Encoder, EncoderError, Tokens};
+use crate::domain::{Classification, ClassifierRef, Structure, TierControl};
+use crate::encoder::{CHANGES, Encoder, EncoderError, EncoderOptions, Isa, Precision, TextTokenizer, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
-use crate::text::{Prepared, features, ngrams};
+use crate::text::{Prepared, Task, features, ngrams};
 
 /// Weights file of a classifier directory.
 pub const HEADS: &str = "heads.safetensors";
@@ -50,6 +51,12 @@ pub struct LoadOptions {
     pub max_tokens: Option<usize>,
     /// Where the encoder runs.
     pub device: Device,
+    /// How its products are computed.
+    pub precision: Precision,
+    /// The instruction set of 8-bit products; `None`: the best that the machine has.
+    pub isa: Option<Isa>,
+    /// Threads of a pass in 8 bits.
+    pub threads: usize,
 }
 
 /// Why a classifier cannot be loaded.
@@ -99,7 +106,14 @@ impl Classifier {
         let tuned = artifact.manifest.files.contains_key(CHANGES);
         let changes = if tuned { Some(artifact.file(CHANGES)?) } else { None };
         let max_tokens = options.max_tokens.unwrap_or(needed.max_tokens);
-        let encoder = Encoder::load(&base, changes, max_tokens, &options.device)?;
+        let encoder_options = EncoderOptions {
+            device: options.device.clone(),
+            max_tokens,
+            precision: options.precision,
+            isa: options.isa,
+            threads: options.threads,
+        };
+        let encoder = Encoder::load(&base, changes, &encoder_options)?;
         if encoder.weights_sha256() != needed.weights_sha256 {
             return Err(LoadError::WrongEncoder {
                 name: needed.name.clone(),
@@ -173,7 +187,7 @@ impl Classifier {
     /// # Errors
     /// When the tokenizer refuses the text, which none is known to do.
     pub fn tokenize(&self, prepared: &Prepared) -> Result<Input, EncoderError> {
-        Input::new(&self.encoder, prepared)
+        Input::new(self.encoder.tokenizer(), prepared)
     }
 
     /// Classifies a batch in one forward pass, in input order.
@@ -197,15 +211,16 @@ impl Classifier {
 // === impl Input ===
 
 impl Input {
-    /// Reads a prepared text with `encoder`'s tokenizer.
+    /// Reads a prepared text.
     ///
     /// # Errors
     /// When the tokenizer refuses the text.
-    pub fn new(encoder: &Encoder, prepared: &Prepared) -> Result<Self, EncoderError> {
+    pub fn new(tokenizer: &TextTokenizer, prepared: &Prepared) -> Result<Self, EncoderError> {
+        let text = as_read(tokenizer, prepared);
         Ok(Self {
-            tokens: encoder.tokenizer().tokenize(&prepared.text)?,
-            features: features::extract(&prepared.text, &prepared.signals),
-            ngrams: ngrams::buckets(&prepared.text),
+            tokens: tokenizer.tokenize(&text)?,
+            features: features::extract(&text, &prepared.task.signals),
+            ngrams: ngrams::buckets(&text),
         })
     }
 
@@ -237,7 +252,17 @@ impl Input {
     }
 }
 
-/// Loads an untuned encoder by name or directory.
+/// A text as encoder and heads read it: what is asked for, with typing errors repaired unless it is no prose.
+pub fn as_read<'t>(tokenizer: &TextTokenizer, prepared: &'t Prepared) -> Cow<'t, str> {
+    let Task { text, signals } = &prepared.task;
+    let machine_made = [Structure::Code, Structure::Json, Structure::Log];
+    if machine_made.iter().any(|structure| signals.structures.contains(*structure)) {
+        return Cow::Borrowed(text);
+    }
+    tokenizer.repair(text)
+}
+
+/// Loads an untuned encoder, in f32, by name or directory.
 ///
 /// # Errors
 /// Says which file, hash or shape is wrong.
@@ -248,7 +273,7 @@ pub fn load_encoder(
     device: &Device,
 ) -> Result<Encoder, EncoderError> {
     let artifact = Artifact::<EncoderManifest>::load(name, roots)?;
-    Encoder::load(&artifact, None, max_tokens, device)
+    Encoder::load(&artifact, None, &EncoderOptions::exact(device, max_tokens))
 }
 
 /// Embeddings of a batch, `[inputs, hidden]`, in input order.

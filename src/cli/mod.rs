@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 use crate::artifact::default_roots;
 use crate::classifier::{Classifier, LoadOptions};
 use crate::config::ConfigError;
-use crate::encoder::open_device;
+use crate::encoder::{Isa, Precision, available_threads, open_device};
 use crate::offline::score::{self as scoring, ScoreOptions};
 use crate::offline::scored::ScoredRow;
 
@@ -104,6 +104,12 @@ struct ModelArgs {
     /// Sequence limit in word pieces [default: the classifier's own].
     #[arg(long, env = "POINTSMAN_MAX_TOKENS")]
     max_tokens: Option<usize>,
+    /// How the encoder's products are computed: auto, f32 or int8.
+    #[arg(long, env = "POINTSMAN_PRECISION", default_value = "auto")]
+    precision: Precision,
+    /// Instruction set of 8-bit products: portable, avx2, avx-vnni or avx512-vnni [default: the best there is].
+    #[arg(long, env = "POINTSMAN_ISA")]
+    isa: Option<Isa>,
 }
 
 impl ModelArgs {
@@ -113,6 +119,9 @@ impl ModelArgs {
             roots: default_roots(self.models_dir.as_deref()),
             max_tokens: self.max_tokens,
             device: open_device(&self.device)?,
+            precision: self.precision,
+            isa: self.isa,
+            threads: self.threads.unwrap_or_else(available_threads),
         };
         Ok(Classifier::load(&options)?)
     }

@@ -9,7 +9,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::artifact::default_roots;
-use crate::encoder::{Tuning, open_device};
+use crate::encoder::{Tuning, available_threads, open_device};
 use crate::offline::train::{Recipe, TrainOptions, TrainReport, train};
 
 #[derive(Debug, clap::Args)]
@@ -77,7 +77,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.candle_threads.is_none() {
         return start_anew();
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = available_threads();
     super::set_threads(Some(args.threads.unwrap_or(cores)))?;
     let mut recipe = match &args.recipe {
         Some(path) => {

@@ -30,6 +30,10 @@ pub struct Config {
     pub device: String,
     /// Threads for matrix products; `None`: as many as there are cores.
     pub threads: Option<usize>,
+    /// `auto`, `f32` or `int8`.
+    pub precision: String,
+    /// Name of an instruction set; `None`: the best there is.
+    pub isa: Option<String>,
     /// Sequence limit in word pieces; `None`: the classifier's own.
     pub max_tokens: Option<usize>,
     /// Classifications kept for repeated texts; 0: none.
@@ -118,6 +122,8 @@ impl Config {
             models_dir: raw.models_dir,
             device: raw.device.unwrap_or_else(|| "cpu".into()),
             threads: raw.threads,
+            precision: raw.precision.unwrap_or_else(|| "auto".into()),
+            isa: raw.isa,
             max_tokens: raw.max_tokens,
             decision_cache_entries: raw.decision_cache_entries.unwrap_or(DEFAULT_CACHE_ENTRIES),
             max_in_flight: raw.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),

@@ -33,6 +33,12 @@ pub struct RawConfig {
     /// Threads for matrix products [default: one per core].
     #[arg(long, env = "POINTSMAN_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// How the encoder's products are computed: auto, f32 or int8 [default: auto].
+    #[arg(long, env = "POINTSMAN_PRECISION")]
+    pub precision: Option<String>,
+    /// Instruction set of 8-bit products: portable, avx2, avx-vnni or avx512-vnni [default: the best there is].
+    #[arg(long, env = "POINTSMAN_ISA")]
+    pub isa: Option<String>,
     /// Sequence limit in word pieces, 3 to 512 [default: the classifier's own].
     #[arg(long, env = "POINTSMAN_MAX_TOKENS", value_name = "N")]
     pub max_tokens: Option<usize>,
@@ -76,6 +82,8 @@ impl RawConfig {
             models_dir: self.models_dir.or(lower.models_dir),
             device: self.device.or(lower.device),
             threads: self.threads.or(lower.threads),
+            precision: self.precision.or(lower.precision),
+            isa: self.isa.or(lower.isa),
             max_tokens: self.max_tokens.or(lower.max_tokens),
             decision_cache_entries: self.decision_cache_entries.or(lower.decision_cache_entries),
             max_in_flight: self.max_in_flight.or(lower.max_in_flight),

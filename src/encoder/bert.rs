@@ -6,14 +6,15 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, Device, IndexOp, Result, Tensor};
+use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert::{Config, HiddenAct, PositionEmbeddingType};
 
 use super::attention::attend;
+use super::int8::{Isa, LayerTensors, Stack};
 use super::layers::{Dense, Norm, Product};
 use super::noise::Noise;
-use super::{EncoderError, Tokens, gradient};
+use super::{EncoderError, EncoderOptions, Tokens, gradient};
 
 /// A batch of sequences, concatenated in order of length.
 #[derive(Debug)]
@@ -33,11 +34,13 @@ pub(super) struct Run {
 
 #[derive(Debug)]
 pub(super) struct Bert {
+    /// Empty once quantised, as `layers`.
     word: Tensor,
     /// Position and (constant) type embedding, summed: `[positions, hidden]`.
     position: Tensor,
     norm: Norm,
     pub(super) layers: Vec<Layer>,
+    quantised: Option<Stack>,
     n_heads: usize,
     hidden: usize,
 }
@@ -75,6 +78,11 @@ impl RaggedBatch {
         Self { ids, positions, runs: runs.into(), order }
     }
 
+    /// Each sequence's word pieces, ascending.
+    fn lengths(&self) -> Vec<usize> {
+        self.runs.iter().flat_map(|run| std::iter::repeat_n(run.length, run.n_sequences)).collect()
+    }
+
     /// For each row of the output, the index of its text in the input.
     pub fn order(&self) -> &[usize] {
         &self.order
@@ -109,6 +117,7 @@ impl Bert {
             position,
             norm: Norm::load(&Tensor::zeros(hidden, vb.dtype(), vb.device())?, eps, &embeddings.pp("LayerNorm"))?,
             layers,
+            quantised: None,
             n_heads: config.num_attention_heads,
             hidden,
         })
@@ -125,6 +134,9 @@ impl Bert {
     /// `[sequences, hidden]` f32, rows L2-normalised, in the batch's own order.
     pub(super) fn forward(&self, batch: &RaggedBatch, device: &Device, noise: &mut Noise) -> Result<Tensor> {
         let ids = Tensor::new(batch.ids.as_slice(), device)?;
+        if let Some(stack) = &self.quantised {
+            return stack.forward(&ids, batch.lengths());
+        }
         let positions = Tensor::new(batch.positions.as_slice(), device)?;
         let words = self.word.index_select(&ids, 0)?;
         let mut hidden = noise.apply(self.norm.forward(words, &self.position.index_select(&positions, 0)?)?)?;
@@ -138,6 +150,30 @@ impl Bert {
         let pooled = self.pool(&hidden, batch)?;
         let norms = pooled.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
         pooled.broadcast_div(&norms)
+    }
+
+    /// Whether [`Self::quantise`] has kernels for these shapes.
+    pub(super) fn fits_int8(&self) -> bool {
+        let inner = self.layers.first().map_or(0, |layer| layer.up.bias.elem_count());
+        inner > 0 && Stack::fits(self.hidden, inner, self.hidden / self.n_heads)
+    }
+
+    /// Puts 8-bit layers in place of the ones in f32, which it drops.
+    pub(super) fn quantise(&mut self, options: &EncoderOptions) -> Result<()> {
+        let layers = std::mem::take(&mut self.layers);
+        let tensors: Vec<LayerTensors<'_>> = layers.iter().map(Layer::tensors).collect();
+        let isa = options.isa.unwrap_or_else(Isa::best);
+        let head_size = self.hidden / self.n_heads;
+        let norm = (&self.norm.parameters, self.norm.eps);
+        self.quantised =
+            Some(Stack::new([&self.word, &self.position], norm, &tensors, head_size, isa, options.threads)?);
+        self.word = Tensor::zeros((0, self.hidden), DType::F32, &Device::Cpu)?;
+        Ok(())
+    }
+
+    /// The instruction set of the 8-bit layers.
+    pub(super) fn isa(&self) -> Option<Isa> {
+        self.quantised.as_ref().map(Stack::isa)
     }
 
     /// Mean over each sequence's tokens: `[tokens, hidden]` to `[sequences, hidden]`.
@@ -174,6 +210,20 @@ impl Bert {
 // === impl Layer ===
 
 impl Layer {
+    fn tensors(&self) -> LayerTensors<'_> {
+        LayerTensors {
+            qkv: &self.qkv.product.weight,
+            qkv_bias: &self.qkv.bias,
+            attention_out: &self.attention_out.weight,
+            attention_norm: &self.attention_norm.parameters,
+            up: &self.up.product.weight,
+            up_bias: &self.up.bias,
+            down: &self.down.weight,
+            output_norm: &self.output_norm.parameters,
+            eps: self.output_norm.eps,
+        }
+    }
+
     fn load(config: &Config, vb: &VarBuilder<'_>) -> Result<Self> {
         let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let attention = vb.pp("attention");

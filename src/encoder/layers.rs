@@ -29,7 +29,7 @@ pub(super) struct Dense {
 pub(super) struct Norm {
     /// `[3, width]`: bias, then the norm's scale and shift.
     pub(super) parameters: Tensor,
-    eps: f64,
+    pub(super) eps: f64,
 }
 
 // === impl Product ===

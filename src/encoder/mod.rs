@@ -9,9 +9,11 @@ pub mod hub;
 mod attention;
 mod bert;
 mod gradient;
+mod int8;
 mod layers;
 mod noise;
 mod ops;
+mod spelling;
 mod tokenizer;
 mod tuning;
 
@@ -19,6 +21,7 @@ use candle_core::{DType, Device};
 use ndarray::Array2;
 
 pub use bert::RaggedBatch;
+pub use int8::Isa;
 pub use noise::Noise;
 pub use tokenizer::{TextTokenizer, Tokens};
 pub use tuning::{CHANGES, TunableEncoder, Tuning};
@@ -43,6 +46,33 @@ pub struct Encoder {
     name: String,
 }
 
+/// How an encoder is to be run.
+#[derive(Clone, Debug)]
+pub struct EncoderOptions {
+    /// Where.
+    pub device: Device,
+    /// Sequence limit in word pieces, the two special ones included.
+    pub max_tokens: usize,
+    /// How its products are computed.
+    pub precision: Precision,
+    /// The instruction set of the 8-bit kernels; `None`: the best that the machine has.
+    pub isa: Option<Isa>,
+    /// Threads of a pass in 8 bits, the caller's among them.
+    pub threads: usize,
+}
+
+/// How the products of the layers are computed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Precision {
+    /// In 8 bits where there are kernels for the device and the encoder's shapes, else in f32.
+    #[default]
+    Auto,
+    /// In 32-bit floating point.
+    F32,
+    /// In 8-bit integers.
+    Int8,
+}
+
 /// Why an encoder cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 pub enum EncoderError {
@@ -58,6 +88,9 @@ pub enum EncoderError {
     /// The configuration asks for something this encoder does not do.
     #[error("unsupported encoder: {0}")]
     Unsupported(String),
+    /// A setting names something that is not there.
+    #[error("{0}")]
+    Setting(String),
     /// A tensor is missing or an operation failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
@@ -71,20 +104,55 @@ pub enum EncoderError {
     },
 }
 
+// === impl EncoderOptions ===
+
+impl EncoderOptions {
+    /// On `device` in f32 with the longest sequences: what models are trained with and compared to.
+    pub fn exact(device: &Device, max_tokens: usize) -> Self {
+        Self { device: device.clone(), max_tokens, precision: Precision::F32, isa: None, threads: 1 }
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = EncoderError;
+
+    fn from_str(name: &str) -> Result<Self, EncoderError> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(EncoderError::Setting(format!("{name:?} is neither auto nor f32 nor int8"))),
+        }
+    }
+}
+
+impl std::str::FromStr for Isa {
+    type Err = EncoderError;
+
+    fn from_str(name: &str) -> Result<Self, EncoderError> {
+        Self::named(name).ok_or_else(|| {
+            let all: Vec<&str> = Self::all().into_iter().map(Self::name).collect();
+            EncoderError::Setting(format!("this machine has no {name:?}; it has {}", all.join(", ")))
+        })
+    }
+}
+
 // === impl Encoder ===
 
 impl Encoder {
     /// Builds the encoder from a verified directory, with the content of [`CHANGES`] added where a classifier has
-    /// tuned it; `max_tokens` counts the two special ones.
+    /// tuned it.
     ///
     /// # Errors
-    /// When a file is missing, malformed, or describes something other than a BERT encoder.
+    /// When a file is missing, malformed, or describes something other than a BERT encoder, and when the precision asked
+    /// for is not to be had.
     pub fn load(
         artifact: &Artifact<EncoderManifest>,
         changes: Option<&[u8]>,
-        max_tokens: usize,
-        device: &Device,
+        options: &EncoderOptions,
     ) -> Result<Self, EncoderError> {
+        let EncoderOptions { device, max_tokens, .. } = options;
+        let max_tokens = *max_tokens;
         let mut bert = open_bert(artifact, device)?;
         if !(3..=bert.max_positions()).contains(&max_tokens) {
             return Err(EncoderError::Unsupported(format!(
@@ -94,6 +162,15 @@ impl Encoder {
         }
         if let Some(changes) = changes {
             bert.apply_changes(changes, device)?;
+        }
+        let can = device.is_cpu() && bert.fits_int8();
+        match options.precision {
+            Precision::Int8 if !can => {
+                return Err(EncoderError::Unsupported("8-bit products on this device or of these shapes".into()));
+            }
+            Precision::F32 => {}
+            Precision::Int8 | Precision::Auto if can => bert.quantise(options)?,
+            Precision::Int8 | Precision::Auto => {}
         }
         let weights_sha256 = artifact.manifest.files.get(WEIGHTS).map(|entry| entry.sha256.clone()).unwrap_or_default();
         Ok(Self {
@@ -142,6 +219,11 @@ impl Encoder {
         }
     }
 
+    /// How its products are computed: `f32`, or `int8` and on which instruction set.
+    pub fn precision_name(&self) -> String {
+        self.bert.isa().map_or_else(|| "f32".into(), |isa| format!("int8/{}", isa.name()))
+    }
+
     /// Embeds a batch of tokenised texts in one pass: `[texts, hidden]` f32, rows L2-normalised, in input order.
     ///
     /// # Errors
@@ -166,6 +248,11 @@ fn open_bert(artifact: &Artifact<EncoderManifest>, device: &Device) -> Result<be
         serde_json::from_slice(artifact.file(CONFIG)?).map_err(EncoderError::Config)?;
     let vb = candle_nn::VarBuilder::from_slice_safetensors(artifact.file(WEIGHTS)?, DType::F32, device)?;
     bert::Bert::load(&config, &vb)
+}
+
+/// As many threads as there are cores.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Opens the device named `cpu` or `cuda:N`.

@@ -1,8 +1,11 @@
 //! Word pieces, cut to the sequence limit in the middle of the text.
 
+use std::borrow::Cow;
+
 use tokenizers::Tokenizer;
 
 use super::EncoderError;
+use super::spelling::Spelling;
 
 /// A text as word pieces, ready for the encoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +20,7 @@ pub struct Tokens {
 #[derive(Debug)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    spelling: Spelling,
     cls: u32,
     sep: u32,
     max_tokens: usize,
@@ -39,12 +43,20 @@ impl TextTokenizer {
             tokenizer.token_to_id(name).ok_or_else(|| EncoderError::Tokenizer(format!("it has no {name} token")))
         };
         let (cls, sep) = (special("[CLS]")?, special("[SEP]")?);
-        Ok(Self { tokenizer, cls, sep, max_tokens })
+        let mut vocabulary: Vec<(String, u32)> = tokenizer.get_vocab(false).into_iter().collect();
+        vocabulary.sort_unstable_by_key(|(_, id)| *id);
+        let spelling = Spelling::new(vocabulary.iter().map(|(word, _)| word.as_str()));
+        Ok(Self { tokenizer, spelling, cls, sep, max_tokens })
     }
 
     /// Longest sequence, special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// The text with typing errors repaired: an unknown word becomes the known one that is one error away.
+    pub fn repair<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.spelling.repair(text)
     }
 
     /// The text as word pieces; a text over the limit loses its middle.

@@ -243,6 +243,7 @@ fn add(name: &str, tensor: &mut Tensor, change: &Tensor) -> std::result::Result<
 mod tests {
     use super::*;
     use crate::artifact::default_roots;
+    use crate::encoder::EncoderOptions;
     use crate::encoder::{Encoder, Tokens};
 
     const ENCODER: &str = "all-MiniLM-L6-v2";
@@ -271,7 +272,7 @@ mod tests {
     #[test]
     fn what_was_trained_is_what_is_served() {
         let artifact = artifact();
-        let base = Encoder::load(&artifact, None, 64, &Device::Cpu).unwrap();
+        let base = Encoder::load(&artifact, None, &EncoderOptions::exact(&Device::Cpu, 64)).unwrap();
         let texts = texts(&base);
         let texts: Vec<&Tokens> = texts.iter().collect();
         for tuning in [Tuning::LowRank(4), Tuning::Top(1), Tuning::Top(usize::MAX)] {
@@ -290,7 +291,9 @@ mod tests {
             let after = loss().to_scalar::<f32>().unwrap();
             assert!(after < before - 0.01, "{tuning:?}: {before} to {after}");
 
-            let served = Encoder::load(&artifact, Some(&tunable.changes().unwrap()), 64, &Device::Cpu).unwrap();
+            let served =
+                Encoder::load(&artifact, Some(&tunable.changes().unwrap()), &EncoderOptions::exact(&Device::Cpu, 64))
+                    .unwrap();
             let embedded = served.embed(&texts).unwrap();
             let trained = tunable.forward(&batch, &mut Noise::none()).unwrap().detach().to_vec2::<f32>().unwrap();
             for (row, &index) in trained.iter().zip(batch.order()) {
@@ -309,7 +312,7 @@ mod tests {
             let bytes: Vec<u8> = std::iter::repeat_n(value.to_le_bytes(), n).flatten().collect();
             let view = TensorView::new(safetensors::Dtype::F32, shape, &bytes).unwrap();
             let bytes = safetensors::serialize([(name, view)], None).unwrap();
-            Encoder::load(&artifact, Some(&bytes), 64, &Device::Cpu).unwrap_err().to_string()
+            Encoder::load(&artifact, Some(&bytes), &EncoderOptions::exact(&Device::Cpu, 64)).unwrap_err().to_string()
         };
         assert!(refused("layers.0.qkv.weight", vec![2, 2], 0.0).contains("layers.0.qkv.weight"));
         assert!(refused("layers.9.qkv.bias", vec![1_152], 0.0).contains("which is not there"));

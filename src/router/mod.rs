@@ -218,7 +218,7 @@ impl Router {
         deadline: Option<Instant>,
         clock: &mut Clock,
     ) -> Consulted {
-        let key = self.cache.as_ref().map(|cache| (cache, cache::key(&prepared.text)));
+        let key = self.cache.as_ref().map(|cache| (cache, cache::key(&prepared.task.text)));
         if let Some((cache, key)) = &key {
             let found = cache.get(key, &self.metrics);
             if let Some(classification) = found {

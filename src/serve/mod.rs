@@ -21,7 +21,7 @@ use crate::artifact::default_roots;
 use crate::batch::BatchOptions;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
 use crate::config::{Config, PolicyPlace};
-use crate::encoder::{EncoderError, open_device};
+use crate::encoder::{EncoderError, available_threads, open_device};
 use crate::policy::PolicyOptions;
 use crate::router::{DecideError, Router, RouterOptions};
 use crate::rpc::proto::{
@@ -226,6 +226,9 @@ pub async fn load_classifier(config: &Config) -> Result<Classifier, ServeError> 
         roots: default_roots(config.models_dir.as_deref()),
         max_tokens: config.max_tokens,
         device: open_device(&config.device)?,
+        precision: config.precision.parse()?,
+        isa: config.isa.as_deref().map(str::parse).transpose()?,
+        threads: config.threads.unwrap_or_else(available_threads),
     };
     Ok(tokio::task::spawn_blocking(move || Classifier::load(&options)).await??)
 }

@@ -8,6 +8,7 @@ pub mod features;
 pub mod ngrams;
 
 mod clean;
+mod courtesy;
 mod language;
 mod lexicon;
 mod select;
@@ -22,6 +23,8 @@ pub struct Prepared {
     pub text: String,
     /// What can be seen in it.
     pub signals: TextSignals,
+    /// The text without courtesies, which the classifier reads; rules read all of it.
+    pub task: Task,
     /// Bytes of text received, all messages together.
     pub received_bytes: usize,
     /// Bytes of the chosen turn that were cut out of its middle.
@@ -30,6 +33,15 @@ pub struct Prepared {
     pub turns_received: usize,
     /// Messages classified; 0 for a bare text.
     pub turns_used: usize,
+}
+
+/// What is asked for, and what can be seen in that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// A part of the prepared text.
+    pub text: String,
+    /// What can be seen in it.
+    pub signals: TextSignals,
 }
 
 /// Most bytes of a turn that are looked at; a longer one loses its middle.
@@ -46,9 +58,14 @@ pub fn prepare(content: &Content) -> Prepared {
     // Composition can lengthen a text in scripts whose composed forms Unicode excludes.
     text.truncate(text.floor_char_boundary(MAX_USED_BYTES));
     let signals = structure::signals(&text);
+    let task = courtesy::strip(&text);
+    // Usually the same; then seen through once.
+    let task_signals = if task.len() == text.len() { signals.clone() } else { structure::signals(task) };
+    let task = Task { text: task.to_owned(), signals: task_signals };
     Prepared {
         text,
         signals,
+        task,
         received_bytes: chosen.received_bytes,
         bytes_cut,
         turns_received: chosen.turns_received,

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
+use pointsman::artifact::{Artifact, EncoderManifest};
 use pointsman::classifier::load_encoder;
-use pointsman::encoder::{Encoder, Tokens};
+use pointsman::encoder::{Encoder, EncoderOptions, Precision, Tokens};
 
 struct Golden {
     text: String,
@@ -76,4 +77,34 @@ fn long_texts_are_cut_in_the_middle_and_say_so() {
     let start = encoder.tokenizer().tokenize("start").unwrap().ids[1];
     let end = encoder.tokenizer().tokenize("end").unwrap().ids[1];
     assert_eq!((words(&tokens.ids)[1], words(&tokens.ids)[254]), (start, end));
+}
+
+/// What serving in bytes costs in direction: `cargo test --release --test integration prompts_point -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes minutes unoptimised"]
+fn prompts_point_where_floats_do() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let artifact = Artifact::<EncoderManifest>::load("all-MiniLM-L6-v2", &[root.join("models")]).unwrap();
+    let load = |options: EncoderOptions| Encoder::load(&artifact, None, &options).unwrap();
+    let exact = load(EncoderOptions::exact(&Device::Cpu, 256));
+    let own =
+        load(EncoderOptions { precision: Precision::Int8, threads: 2, ..EncoderOptions::exact(&Device::Cpu, 256) });
+    let mut texts = Vec::new();
+    for file in std::fs::read_dir(root.join("training-data/prompts")).unwrap() {
+        for line in std::fs::read_to_string(file.unwrap().path()).unwrap().lines() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            texts.push(exact.tokenizer().tokenize(row["text"].as_str().unwrap()).unwrap());
+        }
+    }
+    let step = texts.len() / 2_000;
+    let texts: Vec<&Tokens> = texts.iter().step_by(step).collect();
+    let mut cosines = Vec::new();
+    for texts in texts.chunks(16) {
+        let (own, exact) = (own.embed(texts).unwrap(), exact.embed(texts).unwrap());
+        cosines.extend(own.outer_iter().zip(exact.outer_iter()).map(|(a, b)| a.dot(&b)));
+    }
+    let (n, mean) = (cosines.len(), cosines.iter().sum::<f32>() / cosines.len() as f32);
+    let least = cosines.into_iter().fold(1.0, f32::min);
+    println!("{n} prompts: cosine at least {least:.4}, on average {mean:.5}");
+    assert!(n >= 2_000 && least >= 0.995 && mean >= 0.999);
 }

@@ -15,7 +15,7 @@ use crate::artifact::{
     manifest::{EncoderNeeded, TrainingRecord},
 };
 use crate::classifier::HEADS;
-use crate::encoder::{CHANGES, Encoder, Tuning};
+use crate::encoder::{CHANGES, Encoder, EncoderOptions, TOKENIZER, TextTokenizer, Tuning};
 use crate::heads::HeadWeights;
 use crate::offline::evaluate::models::{REFERENCE_STRONG, REFERENCE_WEAK};
 use crate::offline::split::Split;
@@ -29,7 +29,8 @@ use crate::text::features;
 /// Says which file, row or tensor was at fault; nothing is written to the model directory then.
 pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> Result<TrainReport, TrainError> {
     let base_encoder = Artifact::<EncoderManifest>::load(&options.encoder, &options.roots)?;
-    let corpus = Corpus::read(options)?;
+    let tokenizer = TextTokenizer::from_bytes(base_encoder.file(TOKENIZER)?, options.max_tokens)?;
+    let corpus = Corpus::read(options, &tokenizer)?;
     let targets = Targets::build(options, &corpus)?;
     let mut report = TrainReport::default();
     for split in [Split::Train, Split::Calibration, Split::Test] {
@@ -51,7 +52,9 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
             tune(options, &base_encoder, &material, progress)?
         }),
     };
-    let encoder = Encoder::load(&base_encoder, changes.as_deref(), options.max_tokens, &options.device)?;
+    // In f32: whatever the heads are served with, they are fitted on the exact embeddings.
+    let exact = EncoderOptions::exact(&options.device, options.max_tokens);
+    let encoder = Encoder::load(&base_encoder, changes.as_deref(), &exact)?;
     let embeddings = corpus.embed(&encoder, options, progress)?;
     let inputs = ndarray::concatenate(Axis(1), &[embeddings.view(), features.view()])
         .map_err(|error| TrainError::Unusable(error.to_string()))?;

@@ -66,12 +66,12 @@ impl EmbeddingCache {
         texts: &[Prepared],
         progress: &dyn Fn(usize),
     ) -> Result<Array2<f32>, TrainError> {
-        let keys: Vec<Key> = texts.iter().map(|text| Sha256::digest(text.text.as_bytes()).into()).collect();
+        let keys: Vec<Key> = texts.iter().map(|text| Sha256::digest(text.task.text.as_bytes()).into()).collect();
         let mut missing = keys
             .par_iter()
             .zip(texts)
             .filter(|(key, _)| !self.known.contains_key(*key))
-            .map(|(key, text)| Ok((*key, Input::new(encoder, text)?)))
+            .map(|(key, text)| Ok((*key, Input::new(encoder.tokenizer(), text)?)))
             .collect::<Result<Vec<(Key, Input)>, EncoderError>>()?;
         // Equal lengths share their attention products.
         missing.sort_by_key(|(_, input)| input.n_tokens());

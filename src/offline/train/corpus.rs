@@ -8,8 +8,9 @@ use rayon::prelude::*;
 use super::cache::EmbeddingCache;
 use super::recipe::{Recipe, Splits};
 use super::{TrainError, TrainOptions};
+use crate::classifier::as_read;
 use crate::domain::Content;
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, TextTokenizer};
 use crate::heads::standardise;
 use crate::offline::dataset::{Row, read_rows};
 use crate::offline::evaluate::models::canonical_name;
@@ -24,6 +25,8 @@ pub(super) struct Corpus {
     pub(super) prepared: Vec<Prepared>,
     pub(super) features: Array2<f32>,
     pub(super) ngrams: Vec<Vec<u32>>,
+    /// The row that each row is a changed copy of; itself where it is none.
+    pub(super) originals: Vec<usize>,
 }
 
 /// The intent side of the data: labels in order, and each row's target.
@@ -40,21 +43,32 @@ pub(super) type FeatureScale = (Array1<f32>, Array1<f32>);
 // === impl Corpus ===
 
 impl Corpus {
-    pub(super) fn read(options: &TrainOptions) -> Result<Self, TrainError> {
+    /// Reads the rows that `options` name as `tokenizer`'s classifier will read them.
+    pub(super) fn read(options: &TrainOptions, tokenizer: &TextTokenizer) -> Result<Self, TrainError> {
         let rows = read_rows(&options.data)?;
         let (mut rows, mut splits) = split_without_leaks(options.recipe.select(rows), &options.recipe);
         forget_models(&mut rows, &splits, &options.recipe);
         let copies = changed_copies(&rows, &splits, &options.recipe);
-        splits.extend(std::iter::repeat_n(Split::Train, copies.len()));
-        rows.extend(copies);
-        let prepared: Vec<Prepared> =
-            rows.par_iter().map(|row| text::prepare(&Content::Text(row.text.clone()))).collect();
+        let mut originals: Vec<usize> = (0..rows.len()).collect();
+        for (original, copy) in copies {
+            originals.push(original);
+            splits.push(Split::Train);
+            rows.push(copy);
+        }
+        let prepared: Vec<Prepared> = rows
+            .par_iter()
+            .map(|row| {
+                let mut prepared = text::prepare(&Content::Text(row.text.clone()));
+                prepared.task.text = as_read(tokenizer, &prepared).into_owned();
+                prepared
+            })
+            .collect();
         let mut matrix = Array2::zeros((rows.len(), features::N_FEATURES));
         for (mut row, prepared) in matrix.outer_iter_mut().zip(&prepared) {
-            row.assign(&ArrayView1::from(&features::extract(&prepared.text, &prepared.signals)));
+            row.assign(&ArrayView1::from(&features::extract(&prepared.task.text, &prepared.task.signals)));
         }
-        let ngrams = prepared.par_iter().map(|prepared| ngrams::buckets(&prepared.text)).collect();
-        Ok(Self { rows, splits, prepared, features: matrix, ngrams })
+        let ngrams = prepared.par_iter().map(|prepared| ngrams::buckets(&prepared.task.text)).collect();
+        Ok(Self { rows, splits, prepared, features: matrix, ngrams, originals })
     }
 
     /// Embeddings of all rows, `[rows, hidden]`.
@@ -232,9 +246,10 @@ fn official(row: &Row) -> Option<Split> {
     }
 }
 
-/// Copies of training rows as somebody else might have typed them, so that such changes do not move the verdict.
-fn changed_copies(rows: &[Row], splits: &[Split], recipe: &Recipe) -> Vec<Row> {
-    let copies = |row: &Row| {
+/// Copies of training rows as somebody else might have typed them, so that such changes do not move the verdict; each
+/// with the row that it was made of.
+fn changed_copies(rows: &[Row], splits: &[Split], recipe: &Recipe) -> Vec<(usize, Row)> {
+    let copies = |original: usize, row: &Row| {
         let n = recipe.sources.get(row.source()).map_or(0, |source| source.copies);
         // Kinds in an order of the row's own, the first few that change anything.
         let mut kinds: Vec<_> =
@@ -242,12 +257,12 @@ fn changed_copies(rows: &[Row], splits: &[Split], recipe: &Recipe) -> Vec<Row> {
         kinds.sort_unstable();
         let changed = kinds.into_iter().filter_map(|(seed, kind)| {
             let text = perturb(kind, Pool::Training, &row.text, seed)?;
-            Some(Row { id: format!("{}+{}", row.id, kind.as_str()), text, ..row.clone() })
+            Some((original, Row { id: format!("{}+{}", row.id, kind.as_str()), text, ..row.clone() }))
         });
         changed.take(n).collect::<Vec<_>>()
     };
-    let pairs: Vec<(&Row, &Split)> = rows.iter().zip(splits).collect();
-    pairs.par_iter().filter(|(_, split)| **split == Split::Train).flat_map_iter(|(row, _)| copies(row)).collect()
+    let train: Vec<usize> = (0..rows.len()).filter(|row| splits[*row] == Split::Train).collect();
+    train.par_iter().flat_map_iter(|row| copies(*row, &rows[*row])).collect()
 }
 
 pub(super) fn argmax(values: impl Iterator<Item = f32>) -> usize {
@@ -289,7 +304,8 @@ mod tests {
         let copies = changed_copies(&rows, &splits, &recipe);
         let n_train = splits.iter().filter(|split| **split == Split::Train).count();
         assert_eq!(copies.len(), 2 * n_train);
-        for copy in &copies {
+        for (original, copy) in &copies {
+            assert!(copy.id.starts_with(&rows[*original].id));
             let (id, kind) = copy.id.split_once('+').unwrap();
             assert_eq!(Split::of(id), Split::Train, "{id} {kind}");
             assert!(copy.text != rows[0].text && copy.intent.as_deref() == Some("chat"));

@@ -153,6 +153,7 @@ pub(super) fn difficulty_data(
         above_cut: Array2::zeros((n, 2)),
         tier_weights: Array1::zeros(n),
         answer_weights: Array1::zeros(n),
+        kin: rows.iter().map(|row| corpus.originals[*row]).collect(),
     };
     for (index, row) in rows.iter().map(|row| &corpus.rows[*row]).enumerate() {
         let weight = recipe.difficulty_weight(row);

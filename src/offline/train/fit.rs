@@ -6,7 +6,9 @@ use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::network::{Dropout, matrix, to_array};
-use super::objective::{DifficultyData, DifficultyModel, DifficultyTensors, IntentData, IntentModel, IntentTensors};
+use super::objective::{
+    DifficultyData, DifficultyModel, DifficultyTensors, IntentData, IntentModel, IntentTensors, Kinship, families,
+};
 use super::optimizer::{AdamW, Group};
 use super::recipe::HeadRecipe;
 use super::table::NgramTable;
@@ -34,6 +36,7 @@ pub fn fit_intent(
         inputs: matrix(train.0, device)?,
         data: IntentTensors::new(train.1, device)?,
         ngrams: &train.1.ngrams,
+        kin: &train.1.kin,
         held_out_inputs: matrix(held_out.0, device)?,
         held_out: IntentTensors::new(held_out.1, device)?,
         held_out_ngrams: &held_out.1.ngrams,
@@ -42,7 +45,7 @@ pub fn fit_intent(
         table: NgramTable::new(n_buckets, n_labels),
         best_table: Array2::zeros((n_buckets, n_labels)),
     };
-    let problem = run(problem, parameters, train.0.nrows(), recipe, seed)?;
+    let problem = run(problem, parameters, &train.1.kin, recipe, seed)?;
     Ok(IntentHead { network: problem.model.to_mlp()?, ngrams: problem.best_table })
 }
 
@@ -64,13 +67,14 @@ pub fn fit_difficulty(
     let parameters = model.parameters();
     let problem = DifficultyProblem {
         inputs: matrix(train.0, device)?,
+        kin: &train.1.kin,
         data: DifficultyTensors::new(train.1, device)?,
         held_out_inputs: matrix(held_out.0, device)?,
         held_out: DifficultyTensors::new(held_out.1, device)?,
         recipe,
         model,
     };
-    run(problem, parameters, train.0.nrows(), recipe, seed)?.model.to_head()
+    run(problem, parameters, &train.1.kin, recipe, seed)?.model.to_head()
 }
 
 /// A head, its rows and its loss.
@@ -86,6 +90,7 @@ struct IntentProblem<'a> {
     inputs: Tensor,
     data: IntentTensors,
     ngrams: &'a [Vec<u32>],
+    kin: &'a [usize],
     held_out_inputs: Tensor,
     held_out: IntentTensors,
     held_out_ngrams: &'a [Vec<u32>],
@@ -97,6 +102,7 @@ struct IntentProblem<'a> {
 
 struct DifficultyProblem<'a> {
     inputs: Tensor,
+    kin: &'a [usize],
     data: DifficultyTensors,
     held_out_inputs: Tensor,
     held_out: DifficultyTensors,
@@ -111,9 +117,13 @@ impl Problem for IntentProblem<'_> {
         let ngrams = rows.iter().map(|row| self.ngrams[*row as usize].as_slice());
         let lookup = self.table.look_up(ngrams, dropout);
         let added = Var::from_tensor(&matrix(&lookup.sums, self.inputs.device())?)?;
+        let kinship = kinship(self.kin, rows, self.inputs.device())?;
         let rows = Tensor::new(rows, self.inputs.device())?;
-        let inputs = self.inputs.index_select(&rows, 0)?;
-        let loss = self.model.losses(&self.data, &inputs, Some(&added), Some(&rows), dropout)?.mean()?;
+        let logits = (self.model.logits(&self.inputs.index_select(&rows, 0)?, dropout)? + added.as_tensor())?;
+        let mut loss = self.data.losses(&logits, Some(&rows))?.mean()?;
+        if let Some(kinship) = kinship {
+            loss = (loss + (kinship.of_logits(&logits)? * self.recipe.agreement)?)?;
+        }
         let grads = loss.backward()?;
         optimizer.step(&optimizer.gradients(&grads), factor)?;
         if let Some(gradient) = grads.get(&added) {
@@ -127,8 +137,8 @@ impl Problem for IntentProblem<'_> {
         let lookup = self.table.look_up(self.held_out_ngrams.iter().map(Vec::as_slice), &mut Dropout::none());
         let added = matrix(&lookup.sums, self.inputs.device())?;
         let inputs = &self.held_out_inputs;
-        let losses = self.model.losses(&self.held_out, inputs, Some(&added), None, &mut Dropout::none())?;
-        Ok(f64::from(losses.mean()?.to_scalar::<f32>()?))
+        let logits = (self.model.logits(inputs, &mut Dropout::none())? + added)?;
+        Ok(f64::from(self.held_out.losses(&logits, None)?.mean()?.to_scalar::<f32>()?))
     }
 
     fn keep_best(&mut self) {
@@ -137,42 +147,44 @@ impl Problem for IntentProblem<'_> {
 }
 
 impl DifficultyProblem<'_> {
-    fn loss(
-        &self,
-        data: &DifficultyTensors,
-        inputs: &Tensor,
-        rows: Option<&Tensor>,
-        dropout: &mut Dropout,
-    ) -> Result<Tensor> {
-        let [answers, tiers] = self.model.losses(data, inputs, rows, dropout)?;
+    fn loss(&self, data: &DifficultyTensors, z: &Tensor, rows: Option<&Tensor>) -> Result<Tensor> {
+        let [answers, tiers] = self.model.losses(data, z, rows)?;
         answers.mean()? + (tiers.mean()? * self.recipe.tier_weight)?
     }
 }
 
 impl Problem for DifficultyProblem<'_> {
     fn step(&mut self, rows: &[u32], factor: f64, dropout: &mut Dropout, optimizer: &mut AdamW) -> Result<()> {
+        let kinship = kinship(self.kin, rows, self.inputs.device())?;
         let rows = Tensor::new(rows, self.inputs.device())?;
-        let loss = self.loss(&self.data, &self.inputs.index_select(&rows, 0)?, Some(&rows), dropout)?;
+        let z = self.model.latent(&self.inputs.index_select(&rows, 0)?, dropout)?;
+        let mut loss = self.loss(&self.data, &z, Some(&rows))?;
+        if let Some(kinship) = kinship {
+            loss = (loss + (kinship.of_numbers(&z)? * self.recipe.agreement)?)?;
+        }
         optimizer.step(&optimizer.gradients(&loss.backward()?), factor)
     }
 
     fn held_out_loss(&self) -> Result<f64> {
-        let loss = self.loss(&self.held_out, &self.held_out_inputs, None, &mut Dropout::none())?;
+        let z = self.model.latent(&self.held_out_inputs, &mut Dropout::none())?;
+        let loss = self.loss(&self.held_out, &z, None)?;
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
 }
 
 /// Steps until the held-out loss stops improving; leaves the best parameters in place.
-fn run<P: Problem>(mut problem: P, parameters: Vec<Var>, n_rows: usize, recipe: &HeadRecipe, seed: u64) -> Result<P> {
+fn run<P: Problem>(mut problem: P, parameters: Vec<Var>, kin: &[usize], recipe: &HeadRecipe, seed: u64) -> Result<P> {
     let (learning_rate, weight_decay) = (recipe.learning_rate, recipe.weight_decay);
     let mut optimizer = AdamW::new(vec![Group { parameters: parameters.clone(), learning_rate, weight_decay }]);
     let mut rng = StdRng::seed_from_u64(seed);
     let mut dropout = Dropout::new(recipe.dropout, seed);
-    let mut order: Vec<u32> = (0..n_rows as u32).collect();
-    let n_steps = recipe.epochs * n_rows.div_ceil(recipe.batch);
+    let mut families = families(kin);
+    let n_steps = recipe.epochs * kin.len().div_ceil(recipe.batch);
     let (mut step, mut best, mut best_values, mut stale) = (0_usize, f64::INFINITY, Vec::new(), 0);
     for _ in 0..recipe.epochs {
-        order.shuffle(&mut rng);
+        families.shuffle(&mut rng);
+        // Versions of one text stand together, so that most steps see them together.
+        let order: Vec<u32> = families.iter().flatten().map(|row| *row as u32).collect();
         for rows in order.chunks(recipe.batch) {
             let factor = cosine(step as f64 / n_steps as f64);
             problem.step(rows, factor, &mut dropout, &mut optimizer)?;
@@ -197,6 +209,11 @@ fn run<P: Problem>(mut problem: P, parameters: Vec<Var>, n_rows: usize, recipe: 
     Ok(problem)
 }
 
+/// Kinship of some rows, where verdicts on versions of a text are to agree.
+fn kinship(kin: &[usize], rows: &[u32], device: &Device) -> Result<Option<Kinship>> {
+    Kinship::new(rows.iter().map(|row| kin[*row as usize]), device)
+}
+
 /// Learning rate at this share of the run, from 1 to a twentieth.
 pub(super) fn cosine(progress: f64) -> f64 {
     0.05 + 0.95 * 0.5 * (1.0 + (progress * std::f64::consts::PI).cos())
@@ -216,7 +233,12 @@ mod tests {
         let targets = Array2::from_shape_fn((400, 2), |(row, column)| {
             f32::from(u8::from((inputs[(row, 0)] + inputs[(row, 1)] > 0.0) == (column == 1)))
         });
-        let data = IntentData { ngrams: vec![vec![1]; 400], targets: targets.clone(), weights: Array1::ones(400) };
+        let data = IntentData {
+            ngrams: vec![vec![1]; 400],
+            targets: targets.clone(),
+            weights: Array1::ones(400),
+            kin: (0..400).collect(),
+        };
         let recipe =
             HeadRecipe { hidden: 0, dropout: 0.1, epochs: 30, batch: 32, learning_rate: 0.05, ..HeadRecipe::default() };
         let fit = || fit_intent((&inputs, &data), (&inputs, &data), 4, &recipe, 1, &Device::Cpu).unwrap();

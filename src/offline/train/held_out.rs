@@ -39,7 +39,7 @@ impl HeldOut {
 
     fn ask(&self, model: &Model, settings: &EncoderRecipe) -> TensorResult<Said> {
         let n = self.part.n_rows();
-        let batches = self.part.cut(settings, &mut (0..n).collect::<Vec<_>>());
+        let batches = self.part.all(settings);
         let answers = batches
             .par_iter()
             .map(|rows| {

@@ -22,6 +22,7 @@ pub(super) fn intent_data(recipe: &Recipe, corpus: &Corpus, targets: &Targets, r
         ngrams: rows.iter().map(|row| corpus.ngrams[*row].clone()).collect(),
         targets: targets.matrix.select(Axis(0), rows),
         weights: rows.iter().map(|row| weight(*row)).collect(),
+        kin: rows.iter().map(|row| corpus.originals[*row]).collect(),
     }
 }
 

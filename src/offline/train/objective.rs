@@ -3,6 +3,8 @@
 //! Both objectives take the dense inputs `[rows, hidden + features]` from outside, so that embeddings may come from a
 //! table or from an encoder under training.
 
+use std::collections::HashMap;
+
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops;
 use ndarray::{Array1, Array2};
@@ -20,6 +22,8 @@ pub struct IntentData {
     pub targets: Array2<f32>,
     /// `[rows]`.
     pub weights: Array1<f32>,
+    /// `[rows]`: what the row is a version of; a row and its changed copies have the same.
+    pub kin: Vec<usize>,
 }
 
 /// What the difficulty head learns from.
@@ -37,6 +41,8 @@ pub struct DifficultyData {
     pub tier_weights: Array1<f32>,
     /// `[rows]`: weight of the row's answers.
     pub answer_weights: Array1<f32>,
+    /// As in [`IntentData`].
+    pub kin: Vec<usize>,
 }
 
 /// Losses of some rows, each times its weight.
@@ -57,6 +63,12 @@ pub(super) struct DifficultyModel {
     network: Network,
     /// First cut, log of the gap to the second, log of the slope.
     tier: Var,
+}
+
+/// Which of some rows are versions of one text; verdicts on these should agree.
+pub(super) struct Kinship {
+    /// `[rows, rows]`: 1 / (rows alike) where both are versions of one text, else 0.
+    shares: Tensor,
 }
 
 /// [`IntentData`] on the device.
@@ -109,26 +121,6 @@ impl IntentModel {
         self.network.forward(inputs, dropout)
     }
 
-    /// Losses of the given rows of `data` (`None`: all) at `inputs`, their dense inputs in the same order.
-    ///
-    /// `added`, `[rows, labels]`, is what the n-grams say, where they are asked.
-    pub(super) fn losses(
-        &self,
-        data: &IntentTensors,
-        inputs: &Tensor,
-        added: Option<&Tensor>,
-        rows: Option<&Tensor>,
-        dropout: &mut Dropout,
-    ) -> Result<Losses> {
-        let mut logits = self.logits(inputs, dropout)?;
-        if let Some(added) = added {
-            logits = (logits + added)?;
-        }
-        let losses = (ops::log_softmax(&logits, D::Minus1)? * select(&data.targets, rows)?)?.sum(1)?.neg()?;
-        let weights = select(&data.weights, rows)?;
-        Ok(Losses { weighted: (losses * &weights)?, weights, usual_weight: data.usual_weight })
-    }
-
     pub(super) fn to_mlp(&self) -> Result<Mlp> {
         self.network.to_mlp()
     }
@@ -153,16 +145,10 @@ impl DifficultyModel {
         self.network.forward(inputs, dropout)
     }
 
-    /// As [`IntentModel::losses`]: how well models' answers, and people's tiers, are predicted from one difficulty.
-    pub(super) fn losses(
-        &self,
-        data: &DifficultyTensors,
-        inputs: &Tensor,
-        rows: Option<&Tensor>,
-        dropout: &mut Dropout,
-    ) -> Result<[Losses; 2]> {
-        let z = self.latent(inputs, dropout)?;
-        let answers = binary_cross_entropy(&data.abilities.broadcast_sub(&z)?, &select(&data.scores, rows)?)?;
+    /// As [`IntentTensors::losses`]: how well models' answers, and people's tiers, are predicted from one latent
+    /// difficulty, `[rows, 1]`.
+    pub(super) fn losses(&self, data: &DifficultyTensors, z: &Tensor, rows: Option<&Tensor>) -> Result<[Losses; 2]> {
+        let answers = binary_cross_entropy(&data.abilities.broadcast_sub(z)?, &select(&data.scores, rows)?)?;
         let answers = (answers * select(&data.answered, rows)?)?.sum(1)?;
         let first = self.tier.narrow(0, 0, 1)?;
         let cuts = Tensor::cat(&[&first, &(&first + self.tier.narrow(0, 1, 1)?.exp()?)?], 0)?.unsqueeze(0)?;
@@ -197,6 +183,50 @@ impl IntentTensors {
             usual_weight: mean(&data.weights),
         })
     }
+
+    /// Losses of the given rows (`None`: all) at `logits`, `[rows, labels]`, in the same order.
+    pub(super) fn losses(&self, logits: &Tensor, rows: Option<&Tensor>) -> Result<Losses> {
+        let losses = (ops::log_softmax(logits, D::Minus1)? * select(&self.targets, rows)?)?.sum(1)?.neg()?;
+        let weights = select(&self.weights, rows)?;
+        Ok(Losses { weighted: (losses * &weights)?, weights, usual_weight: self.usual_weight })
+    }
+}
+
+// === impl Kinship ===
+
+impl Kinship {
+    /// Of rows with these marks; `None` where no two are alike.
+    pub(super) fn new(kin: impl IntoIterator<Item = usize>, device: &Device) -> Result<Option<Self>> {
+        let kin: Vec<usize> = kin.into_iter().collect();
+        let mut members: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (row, mark) in kin.iter().enumerate() {
+            members.entry(*mark).or_default().push(row);
+        }
+        if members.len() == kin.len() {
+            return Ok(None);
+        }
+        let mut shares = Array2::zeros((kin.len(), kin.len()));
+        for alike in members.values() {
+            for (row, other) in alike.iter().flat_map(|row| alike.iter().map(move |other| (*row, *other))) {
+                shares[(row, other)] = 1.0 / alike.len() as f32;
+            }
+        }
+        Ok(Some(Self { shares: matrix(&shares, device)? }))
+    }
+
+    /// Mean divergence of each row's distribution, given by `logits`, `[rows, labels]`, from the mean of its kin.
+    pub(super) fn of_logits(&self, logits: &Tensor) -> Result<Tensor> {
+        let log_p = ops::log_softmax(logits, D::Minus1)?;
+        let mean = self.shares.matmul(&log_p.detach().exp()?)?;
+        // The entropy of the mean is no business of the gradient's; taken away, agreement is 0.
+        let floor = (&mean * mean.maximum(1e-9)?.log()?)?;
+        (floor - (mean * log_p)?)?.sum(1)?.mean_all()
+    }
+
+    /// Mean squared distance of each row's number, `[rows, 1]`, from the mean of its kin.
+    pub(super) fn of_numbers(&self, numbers: &Tensor) -> Result<Tensor> {
+        (numbers - self.shares.matmul(&numbers.detach())?)?.sqr()?.mean_all()
+    }
 }
 
 // === impl DifficultyTensors ===
@@ -214,6 +244,20 @@ impl DifficultyTensors {
             usual_answer_weight: mean(&data.answer_weights),
         })
     }
+}
+
+/// The rows of each text, versions of one text together, in order of the texts' first rows.
+pub(super) fn families(kin: &[usize]) -> Vec<Vec<usize>> {
+    let mut place_of: HashMap<usize, usize> = HashMap::new();
+    let mut families: Vec<Vec<usize>> = Vec::new();
+    for (row, mark) in kin.iter().enumerate() {
+        let place = *place_of.entry(*mark).or_insert(families.len());
+        match families.get_mut(place) {
+            Some(family) => family.push(row),
+            None => families.push(vec![row]),
+        }
+    }
+    families
 }
 
 /// The given rows, or all of them.

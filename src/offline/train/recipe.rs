@@ -81,6 +81,9 @@ pub struct EncoderRecipe {
     pub weight_decay: f64,
     /// Most passes over the rows; training stops earlier when the calibration split no longer improves.
     pub epochs: usize,
+    /// Passes without improvement before training stops. The last ones, at the lowest rates, improve most: in a long run
+    /// a setback on the way there says little.
+    pub patience: usize,
     /// Rows a pass, drawn anew for each; 0: all of them.
     pub rows_per_epoch: usize,
     /// Most rows a step.
@@ -101,6 +104,8 @@ pub struct EncoderRecipe {
     pub piece_dropout: f32,
     /// Share of each target spread evenly over all labels.
     pub label_smoothing: f32,
+    /// Weight of what pulls a row and its changed copies to one verdict, beside the intent loss.
+    pub agreement: f64,
 }
 
 /// How much a source counts.
@@ -149,6 +154,8 @@ pub struct HeadRecipe {
     pub ngram_weight_decay: f64,
     /// Weight of the judged tiers beside the models' answers, of difficulty alone.
     pub tier_weight: f64,
+    /// Weight of what pulls a row and its changed copies to one verdict.
+    pub agreement: f64,
 }
 
 fn one() -> f32 {
@@ -189,6 +196,7 @@ impl Default for EncoderRecipe {
             head_learning_rate: 2e-3,
             weight_decay: 0.01,
             epochs: 5,
+            patience: 2,
             rows_per_epoch: 0,
             batch: 32,
             batch_tokens: 4_096,
@@ -199,6 +207,7 @@ impl Default for EncoderRecipe {
             dropout: 0.1,
             piece_dropout: 0.0,
             label_smoothing: 0.0,
+            agreement: 0.0,
         }
     }
 }
@@ -215,6 +224,7 @@ impl Default for HeadRecipe {
             ngram_learning_rate: 0.05,
             ngram_weight_decay: 0.001,
             tier_weight: 1.0,
+            agreement: 0.0,
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Result as TensorResult, Tensor, Var};
+use candle_core::{Device, Result as TensorResult, Tensor, Var};
 use ndarray::{Array2, Axis};
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -20,16 +20,14 @@ use super::held_out::HeldOut;
 use super::intent::intent_data;
 use super::irt::Scale;
 use super::network::{Dropout, matrix};
-use super::objective::{DifficultyModel, DifficultyTensors, IntentModel, IntentTensors, Losses};
+use super::objective::{DifficultyModel, DifficultyTensors, IntentModel, IntentTensors, Kinship, families};
 use super::optimizer::{AdamW, Group};
 use super::recipe::{EncoderRecipe, HeadRecipe, Recipe};
 use super::{TrainError, TrainOptions};
 use crate::artifact::{Artifact, EncoderManifest};
-use crate::encoder::{Encoder, Noise, RaggedBatch, Tokens, TunableEncoder};
+use crate::encoder::{Encoder, EncoderOptions, Noise, RaggedBatch, Tokens, TunableEncoder};
 use crate::offline::split::Split;
 
-/// Passes without improvement before training stops.
-const PATIENCE: usize = 2;
 /// Batches that are sorted by length together: long enough for even lengths, short enough to stay random.
 const BATCHES_PER_SORT: usize = 40;
 
@@ -45,6 +43,10 @@ pub(super) struct Material<'a> {
 /// Rows of one split, ready for the device.
 pub(super) struct Part {
     tokens: Vec<Tokens>,
+    /// Rows by text, versions of one text together.
+    families: Vec<Vec<usize>>,
+    /// `[rows]`: what the row is a version of.
+    kin: Vec<usize>,
     /// `[rows, features]`.
     features: Tensor,
     intent: IntentTensors,
@@ -94,7 +96,7 @@ pub(super) fn tune(
     let settings = &recipe.encoder;
     let Material { corpus, targets, features, .. } = material;
     let n_in = features.ncols();
-    let tokenizer = Encoder::load(base, None, settings.max_tokens, &Device::Cpu)?;
+    let tokenizer = Encoder::load(base, None, &EncoderOptions::exact(&Device::Cpu, settings.max_tokens))?;
     let hidden = tokenizer.hidden_size();
     let rows_of = |split| {
         let teaches = |row: usize| {
@@ -139,7 +141,7 @@ pub(super) fn tune(
         0 => train.tokens.len(),
         n => n.min(train.tokens.len()),
     };
-    while state.epoch < settings.epochs && state.stale < PATIENCE {
+    while state.epoch < settings.epochs && state.stale < settings.patience {
         let started = Instant::now();
         let epoch_seed = recipe.seed.wrapping_mul(1_000).wrapping_add(state.epoch as u64);
         let batches = train.batches(settings, rows_per_epoch, &mut StdRng::seed_from_u64(epoch_seed));
@@ -205,13 +207,15 @@ impl Part {
         let Material { corpus, targets, features, scale } = material;
         let tokens = rows
             .par_iter()
-            .map(|row| tokenizer.tokenizer().tokenize(&corpus.prepared[*row].text))
+            .map(|row| tokenizer.tokenizer().tokenize(&corpus.prepared[*row].task.text))
             .collect::<Result<_, _>>()?;
         let mut intent = intent_data(recipe, corpus, targets, rows);
         let even = smoothing / targets.labels.len() as f32;
         intent.targets.mapv_inplace(|target| target * (1.0 - smoothing) + even);
         Ok(Self {
             tokens,
+            families: families(&intent.kin),
+            kin: intent.kin.clone(),
             features: matrix(&features.select(Axis(0), rows), device)?,
             intent: IntentTensors::new(&intent, device)?,
             difficulty: DifficultyTensors::new(&difficulty_data(recipe, corpus, &scale.abilities, rows), device)?,
@@ -220,9 +224,14 @@ impl Part {
 
     /// Some rows in random order, in batches of similar lengths within the limits.
     fn batches(&self, settings: &EncoderRecipe, n_rows: usize, rng: &mut StdRng) -> Vec<Vec<usize>> {
-        let mut order: Vec<usize> = (0..self.tokens.len()).collect();
+        let mut order: Vec<&[usize]> = self.families.iter().map(Vec::as_slice).collect();
         order.shuffle(rng);
-        order.truncate(n_rows);
+        let mut n_drawn = 0;
+        let drawn = order.iter().position(|family| {
+            n_drawn += family.len();
+            n_drawn >= n_rows
+        });
+        order.truncate(drawn.map_or(order.len(), |last| last + 1));
         let mut batches = Vec::new();
         for some in order.chunks_mut(settings.batch.max(1) * BATCHES_PER_SORT) {
             batches.extend(self.cut(settings, some));
@@ -231,25 +240,43 @@ impl Part {
         batches
     }
 
-    /// Sorts rows by length and cuts them into batches within the limits.
-    pub(super) fn cut(&self, settings: &EncoderRecipe, rows: &mut [usize]) -> Vec<Vec<usize>> {
-        rows.sort_by_key(|row| self.tokens[*row].ids.len());
+    /// Sorts families by length and cuts them into batches within the limits; versions of one text stay together.
+    fn cut(&self, settings: &EncoderRecipe, families: &mut [&[usize]]) -> Vec<Vec<usize>> {
+        families.sort_by_key(|family| family.iter().map(|row| self.tokens[*row].ids.len()).max());
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let mut n_tokens = 0;
-        for row in rows {
-            let length = self.tokens[*row].ids.len();
+        for family in families {
+            let length = self.n_tokens(family);
             match batches.last_mut() {
-                Some(batch) if batch.len() < settings.batch && n_tokens + length <= settings.batch_tokens => {
-                    batch.push(*row);
+                Some(batch)
+                    if batch.len() + family.len() <= settings.batch && n_tokens + length <= settings.batch_tokens =>
+                {
+                    batch.extend(*family);
                     n_tokens += length;
                 }
                 _ => {
-                    batches.push(vec![*row]);
+                    batches.push(family.to_vec());
                     n_tokens = length;
                 }
             }
         }
         batches
+    }
+
+    /// All rows in batches within the limits.
+    pub(super) fn all(&self, settings: &EncoderRecipe) -> Vec<Vec<usize>> {
+        let mut families: Vec<&[usize]> = self.families.iter().map(Vec::as_slice).collect();
+        self.cut(settings, &mut families)
+    }
+
+    /// Rows of a batch in `n` shares alike in length; versions of one text stay together.
+    fn shares(&self, rows: &[usize], n: usize) -> Vec<Vec<usize>> {
+        let mut shares = vec![Vec::new(); n];
+        for (place, family) in rows.chunk_by(|a, b| self.kin[*a] == self.kin[*b]).enumerate() {
+            shares[place % n].extend_from_slice(family);
+        }
+        shares.retain(|share| !share.is_empty());
+        shares
     }
 
     pub(super) fn n_rows(&self) -> usize {
@@ -300,16 +327,26 @@ impl Model {
         Ok((Tensor::cat(&[&embeddings, &part.features.index_select(&rows, 0)?], 1)?, in_order))
     }
 
-    /// Losses of intent, of models' answers and of tiers.
-    fn losses(&self, part: &Part, rows: &[usize], noise: &mut StepNoise) -> TensorResult<Vec<(Losses, f64)>> {
+    /// Mean loss of some rows: of intent, of models' answers and of tiers, and of agreement among versions of a text.
+    fn loss(&self, part: &Part, rows: &[usize], agreement: f64, noise: &mut StepNoise) -> TensorResult<Tensor> {
         let (inputs, order) = self.inputs(part, rows, noise)?;
+        let kinship = Kinship::new(order.iter().map(|row| part.kin[*row as usize]), &self.device)?;
         let rows = Tensor::new(order, &self.device)?;
-        let mut losses = vec![(self.intent.losses(&part.intent, &inputs, None, Some(&rows), &mut noise.intent)?, 1.0)];
-        if self.difficulty_weight > 0.0 {
-            let difficulty = self.difficulty.losses(&part.difficulty, &inputs, Some(&rows), &mut noise.difficulty)?;
-            losses.extend(difficulty.map(|losses| (losses, self.difficulty_weight)));
+        let logits = self.intent.logits(&inputs, &mut noise.intent)?;
+        let mut total = part.intent.losses(&logits, Some(&rows))?.usual_mean()?;
+        if let Some(kinship) = &kinship {
+            total = (total + (kinship.of_logits(&logits)? * agreement)?)?;
         }
-        Ok(losses)
+        if self.difficulty_weight > 0.0 {
+            let z = self.difficulty.latent(&inputs, &mut noise.difficulty)?;
+            for losses in self.difficulty.losses(&part.difficulty, &z, Some(&rows))? {
+                total = (total + (losses.usual_mean()? * self.difficulty_weight)?)?;
+            }
+            if let Some(kinship) = &kinship {
+                total = (total + (kinship.of_numbers(&z)? * (agreement * self.difficulty_weight))?)?;
+            }
+        }
+        Ok(total)
     }
 
     /// The loss of some rows, and its gradients in the optimizer's order.
@@ -325,19 +362,14 @@ impl Model {
         optimizer: &AdamW,
     ) -> TensorResult<(f64, Vec<Option<Tensor>>)> {
         let n_shares = if self.device.is_cpu() { rayon::current_num_threads().min(rows.len()) } else { 1 };
-        // Every n-th row: shares alike in length, as neighbours in a batch are.
-        let shares: Vec<Vec<usize>> =
-            (0..n_shares).map(|share| rows.iter().copied().skip(share).step_by(n_shares).collect()).collect();
-        let results = shares
+        let results = part
+            .shares(rows, n_shares)
             .par_iter()
             .enumerate()
             .map(|(index, share)| {
                 let seed = seed.wrapping_mul(31).wrapping_add(index as u64);
                 let mut noise = StepNoise::new(recipe, seed);
-                let mut total = Tensor::zeros((), DType::F32, &self.device)?;
-                for (losses, weight) in self.losses(part, share, &mut noise)? {
-                    total = (total + (losses.usual_mean()? * weight)?)?;
-                }
+                let total = self.loss(part, share, recipe.encoder.agreement, &mut noise)?;
                 let total = (total * (share.len() as f64 / rows.len() as f64))?;
                 Ok((f64::from(total.to_scalar::<f32>()?), optimizer.gradients(&total.backward()?)))
             })
