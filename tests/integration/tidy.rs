@@ -150,19 +150,19 @@ fn crates_are_known_only_where_they_belong() {
 /// A task that nothing waits for is cut off by a drain; a value read from the environment deep down is a hidden setting.
 #[test]
 fn tasks_environment_and_unsafe_code_stay_where_they_belong() {
-    // Needle, where it is allowed, why not elsewhere. Written in two parts, so that this file does not match itself.
+    // Needle, in which file or folder it is allowed, why not elsewhere. Written in two parts, so that this file does not match itself.
     let rules: [(String, &[&str], &str); 4] = [
         (["tokio::", "spawn("].concat(), &["src/serve/tasks.rs"], "spawn through serve::Tasks"),
         (["task::", "spawn("].concat(), &["src/serve/tasks.rs"], "spawn through serve::Tasks"),
         (["env::", "var"].concat(), &[], "settings come from config"),
-        (["uns", "afe "].concat(), &[], "no kernel of our own needs it yet"),
+        (["uns", "afe "].concat(), &["src/encoder/int8/kernels"], "it belongs into the kernels"),
     ];
     let mut faults = Vec::new();
     for source in sources() {
         for (number, code) in code_lines(&source.text) {
             for (needle, allowed, reason) in &rules {
                 let path = source.path.strip_prefix(root()).unwrap();
-                if code.contains(needle.as_str()) && !allowed.iter().any(|allowed| path == Path::new(allowed)) {
+                if code.contains(needle.as_str()) && !allowed.iter().any(|allowed| path.starts_with(allowed)) {
                     faults.push(format!("{}:{number} has {needle:?}: {reason}", path.display()));
                 }
             }
