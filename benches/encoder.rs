@@ -105,7 +105,7 @@ fn policy(criterion: &mut Criterion) {
     let classifier = classifier();
     let classification = classifier.classify(&[&input(&classifier, SHORT)]).unwrap().remove(0);
     let prepared = text::prepare(&Content::Text(SHORT.into()));
-    let options = PolicyOptions { intents: Some(classifier.intent_labels().clone()) };
+    let options = PolicyOptions { intents: Some(classifier.intent_labels().clone()), ..PolicyOptions::default() };
     let large = large_policy();
     let mut group = criterion.benchmark_group("policy");
     for (name, document, tenant) in [("default", DEFAULT_DOCUMENT, ""), ("large", large.as_str(), "tenant-250")] {

@@ -22,6 +22,8 @@ pub struct Config {
     pub policy: PolicyPlace,
     /// Time between two looks at the policy's source; `None`: what suits the source.
     pub policy_poll_interval: Option<Duration>,
+    /// Which of the policy's environments applies; `None`: none.
+    pub environment: Option<String>,
     /// Classifier: a name or a directory.
     pub model: String,
     /// Where models are looked up by name; `None`: `./models`, then beside the executable.
@@ -114,6 +116,7 @@ impl Config {
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
             policy: policy_place(raw.policy)?,
             policy_poll_interval: raw.policy_poll_interval.map(|value| value.0),
+            environment: raw.environment,
             model: raw.model.unwrap_or_else(|| "default".into()),
             models_dir: raw.models_dir,
             device: raw.device.unwrap_or_else(|| "cpu".into()),

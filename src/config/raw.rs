@@ -21,6 +21,9 @@ pub struct RawConfig {
     /// Time between two looks at the policy's source, with unit [default: 250ms for a file].
     #[arg(long, env = "POINTSMAN_POLICY_POLL_INTERVAL", value_name = "DURATION")]
     pub policy_poll_interval: Option<PositiveDuration>,
+    /// Which of the policy's environments applies, for example production [default: none].
+    #[arg(long, env = "POINTSMAN_ENVIRONMENT", value_name = "NAME")]
+    pub environment: Option<String>,
     /// Classifier: a name below the models folder, or a directory [default: default].
     #[arg(long, env = "POINTSMAN_MODEL", value_name = "NAME|DIR")]
     pub model: Option<String>,
@@ -72,6 +75,7 @@ impl RawConfig {
             admin_listen: self.admin_listen.or(lower.admin_listen),
             policy: self.policy.or(lower.policy),
             policy_poll_interval: self.policy_poll_interval.or(lower.policy_poll_interval),
+            environment: self.environment.or(lower.environment),
             model: self.model.or(lower.model),
             models_dir: self.models_dir.or(lower.models_dir),
             device: self.device.or(lower.device),

@@ -118,14 +118,19 @@ impl Scope {
             let removed = course.reasons.iter().filter(|reason| reason.code == ReasonCode::ChainForbidden).cloned();
             return Err(NoCandidate { chain: String::new(), removed: removed.collect(), reasons: course.reasons });
         };
-        let demand = Demand {
+        course.select(&self.demand(signals), intent, &tier, chain)
+    }
+
+    /// What the filters compare models with.
+    pub(super) fn demand<'s>(&self, signals: &Signals<'s>) -> Demand<'s> {
+        let classification = signals.classification.filter(|_| !signals.degraded);
+        Demand {
             requirements: signals.requirements,
             input_tokens: signals.input_tokens,
             output_tokens: signals.output_tokens.unwrap_or(self.defaults().spec.expected_output_tokens),
-            difficulty: course.classification.map(|classification| classification.difficulty),
+            difficulty: classification.map(|classification| classification.difficulty),
             sticky_key: signals.sticky_key,
-        };
-        course.select(&demand, intent, &tier, chain)
+        }
     }
 }
 
@@ -143,7 +148,7 @@ impl<'a> Course<'a> {
         } else {
             Source::Degraded
         };
-        let mut reasons: Vec<Reason> = scope.unknown_tenant_reason().into_iter().collect();
+        let mut reasons: Vec<Reason> = scope.reasons().collect();
         let matched = signals.rules.matched.iter();
         reasons.extend(
             matched.map(|rule| Reason::about(ReasonCode::RuleMatched, &**rule, format!("rule {rule} matched"))),

@@ -61,7 +61,8 @@ impl PolicyService for PolicyApi {
             return Err(status::invalid_field("document", problem));
         }
         let intents = self.backend.ready().map(|ready| ready.router.classifier().intent_labels().clone());
-        let check = move || Policy::check(document.as_bytes(), &PolicyOptions { intents });
+        let options = PolicyOptions { intents, ..PolicyOptions::default() };
+        let check = move || Policy::check(document.as_bytes(), &options);
         let findings = tokio::task::spawn_blocking(check)
             .await
             .map_err(|_| Status::internal("the document could not be checked"))?;

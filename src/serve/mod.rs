@@ -247,7 +247,7 @@ pub fn policy_options(config: &Config, classifier: &Classifier) -> PolicyOptions
         PolicyPlace::Embedded => None,
         PolicyPlace::File(_) => Some(classifier.intent_labels().clone()),
     };
-    PolicyOptions { intents }
+    PolicyOptions { intents, environment: config.environment.clone() }
 }
 
 /// The bounds that `config` sets.

@@ -34,7 +34,7 @@ tenants:
 "#;
 
 fn check(document: &str) -> Vec<Finding> {
-    Policy::check(document.as_bytes(), &PolicyOptions { intents: Some(intents()) })
+    Policy::check(document.as_bytes(), &PolicyOptions { intents: Some(intents()), ..PolicyOptions::default() })
 }
 
 /// Each finding as `CODE path line`.
@@ -114,6 +114,7 @@ fn each_mistake_has_its_code_path_and_line() {
             "threshold: {min_confidence: 0.5}",
             &["UNKNOWN_FIELD roles.helper.threshold 22"],
         ),
+        ("{thresholds: {min_confidence: 0.5}}", "{thresholds: [0.5]}", &["INVALID_VALUE roles.helper.thresholds 22"]),
         ("best: [mid, strong]}}", "best: [mid, none]}}", &["UNKNOWN_MODEL tenants.acme.chains.best[1] 24"]),
         (
             "best: [mid, strong]}}",

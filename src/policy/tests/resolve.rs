@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{classification, load, signals};
 
 /// Three providers, four models; overrides at every level.
-const DOCUMENT: &str = r#"
+pub(super) const DOCUMENT: &str = r#"
 schema: pointsman.policy/v1
 id: test
 version: "1"
