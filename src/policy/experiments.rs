@@ -2,7 +2,7 @@
 
 use crate::rules::Path;
 
-use super::document::{Document, LayerSpec};
+use super::document::{Document, EscalationSpec, LayerSpec, ThresholdsSpec};
 use super::experiment::{CONTROL, ExperimentKind, ExperimentSpec};
 use super::finding::{FindingCode, did_you_mean};
 use super::validate::{Reporter, WEIGHT_TOLERANCE};
@@ -99,7 +99,10 @@ pub(super) fn lint_experiments(document: &Document, report: &mut Reporter<'_>) {
         }
         for (earlier_name, earlier) in enabled().take(position) {
             let serving = [earlier, experiment].iter().all(|one| one.kind != ExperimentKind::Shadow);
-            if !serving || !meet(&earlier.tenants, &experiment.tenants) || !meet(&earlier.roles, &experiment.roles) {
+            if !serving
+                || !meet(earlier.tenants.as_ref(), experiment.tenants.as_ref())
+                || !meet(earlier.roles.as_ref(), experiment.roles.as_ref())
+            {
                 continue;
             }
             let (before, own) = (touched(earlier), touched(experiment));
@@ -113,7 +116,7 @@ pub(super) fn lint_experiments(document: &Document, report: &mut Reporter<'_>) {
 }
 
 /// Whether one name is in both lists; an absent list has every name.
-fn meet(a: &Option<Vec<String>>, b: &Option<Vec<String>>) -> bool {
+fn meet(a: Option<&Vec<String>>, b: Option<&Vec<String>>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => a.iter().any(|name| b.contains(name)),
         _ => true,
@@ -128,8 +131,8 @@ fn touched(experiment: &ExperimentSpec) -> Vec<String> {
         for (changes, what) in [
             (layer.chain.is_some(), "chain"),
             (!layer.routes.is_empty(), "routes"),
-            (layer.thresholds != Default::default(), "thresholds"),
-            (layer.escalation != Default::default(), "escalation"),
+            (layer.thresholds != ThresholdsSpec::default(), "thresholds"),
+            (layer.escalation != EscalationSpec::default(), "escalation"),
         ] {
             if changes {
                 touched.push(what.to_owned());

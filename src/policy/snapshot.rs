@@ -1,12 +1,12 @@
 //! A policy ready to decide with: immutable, shared, every name resolved once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::domain::Tier;
-use crate::rules::RuleSet;
+use crate::rules::{Atom, RuleSet};
 
 use super::assign::Experiment;
 use super::document::{Capability, DefaultsSpec, Document, LayerSpec, ModelSpec, PriceSpec, ThresholdsSpec};
@@ -27,6 +27,7 @@ pub struct Policy {
     pub(super) models: Vec<Model>,
     pub(super) base: Arc<Layer>,
     pub(super) environment: Option<Arc<Layer>>,
+    environment_name: Option<String>,
     pub(super) roles: BTreeMap<String, Arc<Layer>>,
     pub(super) tenants: BTreeMap<String, Tenant>,
     pub(super) experiments: Vec<Experiment>,
@@ -188,6 +189,7 @@ impl Policy {
             findings,
             base: compiler.layer(&document.base, "the policy".to_owned()),
             environment,
+            environment_name: options.environment.clone(),
             roles: roles.collect(),
             tenants,
             experiments: experiments.collect(),
@@ -232,8 +234,30 @@ impl Policy {
         !self.experiments.is_empty()
     }
 
+    /// What rules ask of texts, by the part of the policy they are in, as [`Scope::origins`](super::Scope) names it.
+    pub fn asked(&self) -> BTreeMap<String, Vec<Atom>> {
+        let asking = self.layers().filter(|layer| layer.rules.atoms().next().is_some());
+        asking.map(|layer| (layer.origin.clone(), layer.rules.atoms().collect())).collect()
+    }
+
+    /// Metadata keys that rules or experiments read.
+    pub fn metadata_keys(&self) -> BTreeSet<String> {
+        let of_rules = self.layers().flat_map(|layer| layer.rules.metadata_keys().iter().map(String::as_str));
+        of_rules.chain(self.experiment_keys()).map(str::to_owned).collect()
+    }
+
+    /// Metadata keys that experiments stick to.
+    pub fn experiment_keys(&self) -> impl Iterator<Item = &str> {
+        self.experiments.iter().filter_map(Experiment::metadata_key)
+    }
+
+    /// The environment that was asked for; the document need not have it.
+    pub fn environment(&self) -> Option<&str> {
+        self.environment_name.as_deref()
+    }
+
     /// Every part that rules can come from.
-    pub(super) fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
+    fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
         let tenants = self.tenants.values().flat_map(|tenant| tenant.roles.values().chain([&tenant.layer]));
         let arms = self.experiments.iter().flat_map(|experiment| &experiment.arms);
         let arms = arms.filter_map(|arm| arm.layer.as_ref());

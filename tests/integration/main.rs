@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod commands;
+mod decisions;
 mod encoder;
 mod grpc;
 mod hub;

@@ -4,6 +4,7 @@ mod diff;
 mod explain;
 mod schema;
 mod show;
+mod simulate;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ enum Command {
     Explain(Box<explain::Args>),
     /// Compare two policy documents, by path and by effect; exit 0 when they are alike, 1 when not.
     Diff(diff::Args),
+    /// Decide logged requests again under another policy, and tell what would change.
+    Simulate(simulate::Args),
     /// Print the JSON Schema of policy documents.
     Schema,
 }
@@ -62,6 +65,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Validate(args) => validate::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Simulate(args) => simulate::run(args),
         Command::Schema => Ok(schema::run()),
     }
 }
