@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
 
 use crate::domain::{ReasonCode, Requirements, Tier};
 use crate::policy::{Assignment, KeyDigest, Policy, PolicyOptions, Scope, Timestamp, certain};
@@ -97,7 +98,6 @@ fn an_arm_is_the_same_everywhere_and_for_ever() {
     let found = ["s1", "s2", "s3", "s4"].map(|session| arms(&scope_of(&policy, "", session, "r", 0)).join(" "));
     assert_eq!(found, expected);
     // As docs/policy.md has it, in a few lines of any language.
-    use sha2::{Digest as _, Sha256};
     for (session, arms) in ["s1", "s2", "s3", "s4"].into_iter().zip(expected) {
         let key = Sha256::digest(session.as_bytes());
         let hash = Sha256::digest([b"first\0".as_slice(), &key[..16]].concat());

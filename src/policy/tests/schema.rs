@@ -91,7 +91,7 @@ fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     let escape = |key: &str| key.replace('~', "~0").replace('/', "~1");
     match value {
         Value::Object(map) => {
-            map.iter().for_each(|(key, value)| places(value, &format!("{at}/{}", escape(key)), found))
+            map.iter().for_each(|(key, value)| places(value, &format!("{at}/{}", escape(key)), found));
         }
         Value::Array(list) => {
             list.iter().enumerate().for_each(|(index, value)| places(value, &format!("{at}/{index}"), found));

@@ -144,7 +144,7 @@ fn a_role_or_tenant_that_goes_is_an_effect() {
     let old = load(DEFAULT_DOCUMENT);
     let start = DEFAULT_DOCUMENT.find("  # Reviews code").unwrap();
     let end = DEFAULT_DOCUMENT.find("# A tenant is one").unwrap();
-    let new = load(&DEFAULT_DOCUMENT.replace(&DEFAULT_DOCUMENT[start..end], ""));
+    let new = load(&DEFAULT_DOCUMENT.replace(DEFAULT_DOCUMENT.get(start..end).unwrap(), ""));
     let found = effects(&old, &new);
     assert!(
         !found.is_empty() && found.iter().all(|effect| effect.role == "code-reviewer" && effect.to == Answer::Refused)
