@@ -23,8 +23,8 @@ pub enum NotReplayable {
     /// The log lacks what the decision's policy and classifier have in common.
     #[error("the log has no context line for it")]
     NoContext,
-    /// A rule asks the text something that was not asked then.
-    #[error("rule {0} asks something of the text that the log does not have")]
+    /// A rule asks the text something that was not asked then, or the metadata for a value that was not kept.
+    #[error("rule {0} asks something that the log does not have")]
     Rule(String),
     /// An experiment sticks to a metadata key whose value was not kept.
     #[error("metadata {0} is needed and was not kept")]

@@ -188,7 +188,7 @@ fn what_the_log_does_not_hold_is_counted_and_not_guessed() {
     };
     // A keyword that nobody asked for: no decision can be made again without it.
     let (n, why) = lost(&with_rule("{name: new, priority: 9, when: {keywords: [tea]}, then: {force_chain: other}}"));
-    assert_eq!((n, why), (300, vec!["rule new asks something of the text that the log does not have".to_owned()]));
+    assert_eq!((n, why), (300, vec!["rule new asks something that the log does not have".to_owned()]));
     // Asked only of one tenant: the others' texts were not.
     let acme = log.records.iter().filter(|record| record.tenant == "acme").count() as u64;
     let (n, _) = lost(&with_rule("{name: new, priority: 9, when: {keywords: [hush]}, then: {force_chain: other}}"));

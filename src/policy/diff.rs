@@ -19,6 +19,8 @@ pub struct PolicyDiff {
     pub changes: Vec<Change>,
     /// By effect, for requests that no text rule matches and that require nothing.
     pub effects: Vec<Effect>,
+    /// There are more kinds of requests than are looked at; further effects may exist.
+    pub truncated: bool,
 }
 
 /// One difference between two documents.
@@ -71,10 +73,13 @@ pub enum Answer {
 
 /// Stands for every intent that no document names.
 const ANY_OTHER: &str = "*";
+/// Kinds of requests that are decided under both documents: some seconds at most, whatever the documents hold.
+const MAX_QUESTIONS: usize = 500_000;
 
 /// What differs between two policies, the second being the newer one.
 pub fn diff(from: &Arc<Policy>, to: &Arc<Policy>) -> PolicyDiff {
-    PolicyDiff { changes: changes(from.spec(), to.spec()), effects: effects(from, to) }
+    let (effects, truncated) = effects(from, to);
+    PolicyDiff { changes: changes(from.spec(), to.spec()), effects, truncated }
 }
 
 /// What differs between two documents, in document order.
@@ -151,8 +156,8 @@ fn push(at: &Path, from: Option<&Value>, to: Option<&Value>, changes: &mut Vec<C
     changes.push(Change { path: at.to_string(), from: from.cloned(), to: to.cloned() });
 }
 
-/// What is answered differently, alike tenants together.
-pub fn effects(from: &Arc<Policy>, to: &Arc<Policy>) -> Vec<Effect> {
+/// What is answered differently, alike tenants together; and whether some kinds of requests were left out.
+pub fn effects(from: &Arc<Policy>, to: &Arc<Policy>) -> (Vec<Effect>, bool) {
     let both = [from.spec(), to.spec()];
     let mut roles: BTreeSet<&str> = BTreeSet::from([""]);
     let mut tenants: BTreeSet<&str> = BTreeSet::from([""]);
@@ -164,8 +169,14 @@ pub fn effects(from: &Arc<Policy>, to: &Arc<Policy>) -> Vec<Effect> {
     }
     let intents: BTreeSet<&str> = both.into_iter().flat_map(named_intents).collect();
     let mut found: BTreeMap<(&str, &str, Tier, Answer, Answer), Vec<String>> = BTreeMap::new();
-    for tenant in tenants {
+    let (mut asked, mut truncated) = (0, false);
+    'all: for tenant in tenants {
         for role in &roles {
+            if asked >= MAX_QUESTIONS {
+                truncated = true;
+                break 'all;
+            }
+            asked += intents.len() * Tier::ALL.len();
             let (old, new) = (from.scope(tenant, role).ok(), to.scope(tenant, role).ok());
             if old.is_none() && new.is_none() {
                 continue;
@@ -184,7 +195,7 @@ pub fn effects(from: &Arc<Policy>, to: &Arc<Policy>) -> Vec<Effect> {
     let effect = |((role, intent, tier, from, to), tenants): ((&str, &str, Tier, Answer, Answer), Vec<String>)| {
         Effect { tenants, role: role.to_owned(), intent: intent.to_owned(), tier, from, to }
     };
-    found.into_iter().map(effect).collect()
+    (found.into_iter().map(effect).collect(), truncated)
 }
 
 /// The intents that a document treats apart, and one that stands for all others.

@@ -23,6 +23,7 @@ pub(super) async fn diff(
         Ok(proto::DiffPolicyResponse {
             changes: found.changes.into_iter().map(change).collect(),
             effects: found.effects.into_iter().map(effect).collect(),
+            truncated: found.truncated,
         })
     };
     blocking(compare).await

@@ -11,6 +11,7 @@
 mod bad_input;
 mod commands;
 mod decisions;
+mod documentation;
 mod encoder;
 mod grpc;
 mod hub;

@@ -50,6 +50,9 @@ fn text(found: &PolicyDiff) -> String {
         let role = if role.is_empty() { String::new() } else { format!(", role {role}") };
         _ = writeln!(out, "  {intent} {tier}{role}, {}: {} -> {}", who(tenants), answer(from), answer(to));
     }
+    if found.truncated {
+        out.push_str("  and perhaps more: there are more tenants and roles than are compared\n");
+    }
     out.trim_end().to_owned()
 }
 

@@ -145,10 +145,22 @@ fn a_role_or_tenant_that_goes_is_an_effect() {
     let start = DEFAULT_DOCUMENT.find("  # Reviews code").unwrap();
     let end = DEFAULT_DOCUMENT.find("# A tenant is one").unwrap();
     let new = load(&DEFAULT_DOCUMENT.replace(DEFAULT_DOCUMENT.get(start..end).unwrap(), ""));
-    let found = effects(&old, &new);
+    let (found, truncated) = effects(&old, &new);
+    assert!(!truncated);
     assert!(
         !found.is_empty() && found.iter().all(|effect| effect.role == "code-reviewer" && effect.to == Answer::Refused)
     );
+}
+
+#[test]
+fn a_comparison_of_very_many_tenants_and_roles_ends() {
+    let names = |what: &str| (0..3_000).map(|n| format!("  {what}{n}: {{}}\n")).collect::<String>();
+    let start = DEFAULT_DOCUMENT.find("roles:\n").unwrap();
+    let base = DEFAULT_DOCUMENT.get(..start).unwrap();
+    let old = format!("{base}roles:\n{}tenants:\n{}", names("r"), names("t"));
+    let new = old.replace("anthropic: {enabled: true}", "anthropic: {enabled: false}");
+    let found = diff(&load(&old), &load(&new));
+    assert!(found.truncated && !found.effects.is_empty() && found.changes.len() == 1);
 }
 
 #[test]
