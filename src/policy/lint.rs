@@ -217,7 +217,9 @@ impl Linter<'_, '_, '_> {
 
     fn environment(&mut self) {
         let known = &self.document.environments;
-        if let Some(name) = self.options.environment.as_ref().filter(|name| !known.contains_key(*name)) {
+        // A document that knows no environments is the same in all of them.
+        let asked = self.options.environment.as_ref().filter(|_| !known.is_empty());
+        if let Some(name) = asked.filter(|name| !known.contains_key(*name)) {
             let near = did_you_mean(name, known.keys().map(String::as_str));
             let message = format!("environment {name:?} is not in the policy, so no overlay applies{near}");
             self.report.add(FindingCode::UnknownEnvironment, &Path::default().then("environments"), message);

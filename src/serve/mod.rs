@@ -209,12 +209,25 @@ impl Running {
             Ok(()) => Drained::Completely,
             Err(_) => Drained::TimedOut,
         };
-        let log = self.log;
-        let closed = tokio::task::spawn_blocking(move || log.close());
-        if tokio::time::timeout(LOG_TIMEOUT, closed).await.is_err() {
-            tracing::warn!("the decision log could not be finished in time");
-        }
+        finish_log(self.log).await;
         drained
+    }
+}
+
+/// Writes out the decision log, as far as the disk goes along.
+///
+/// On a thread of its own: the runtime waits for its blocking tasks when it ends, and a disk that stands still would
+/// hold the process for ever.
+async fn finish_log(log: Arc<DecisionLog>) {
+    let (done, closed) = tokio::sync::oneshot::channel();
+    let close = move || {
+        log.close();
+        // Nobody waits any more when it took too long.
+        done.send(()).unwrap_or_default();
+    };
+    let started = std::thread::Builder::new().name("decision-log-close".to_owned()).spawn(close);
+    if started.is_err() || !matches!(tokio::time::timeout(LOG_TIMEOUT, closed).await, Ok(Ok(()))) {
+        tracing::warn!("the decision log could not be finished in time");
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use super::commands::{json_of, text_of};
-use super::support::{SMALL_POLICY, Service, ask, eventually, run};
+use super::support::{Process, SMALL_POLICY, Service, ask, channel, eventually, run};
 
 /// The small policy with text rules, roles, experiments and an environment.
 fn policy() -> String {
@@ -317,4 +317,32 @@ async fn one_tenants_broken_edit_is_loaded_without_it() {
     assert!(decision.reasons.iter().any(|reason| reason.code == "TENANT_OVERRIDE_REFUSED"));
     let status = service.policy().await.get_policy_status(proto::GetPolicyStatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.warnings.iter().find(|finding| finding.tenant == "known").unwrap().code, "UNKNOWN_CHAIN");
+}
+
+/// A disk that stands still costs lines and a bounded while at the end, no request and no hanging process.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_disk_that_stands_still_does_not_hold_a_drain() {
+    use std::time::{Duration, Instant};
+
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("decisions.jsonl");
+    if !std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there is no mkfifo here");
+        return;
+    }
+    // Opened for reading and never read: writes stop when the pipe's 64 KiB are full.
+    let reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let process = Process::serve(&["--decision-log", text_of(dir.path())]);
+    let mut router = proto::router_client::RouterClient::new(channel(process.grpc).await);
+    for _ in 0..200 {
+        router.route(ask("thanks a lot!")).await.unwrap();
+    }
+    let stopping = Instant::now();
+    process.signal("-TERM");
+    let (status, log) = process.wait(Duration::from_secs(20));
+    assert!(status.success(), "{log}");
+    assert!(log.contains("could not be finished in time"), "{log}");
+    assert!(stopping.elapsed() < Duration::from_secs(15), "{:?}", stopping.elapsed());
+    drop(reader);
 }

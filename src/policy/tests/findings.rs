@@ -131,6 +131,12 @@ fn each_mistake_has_its_code_path_and_line() {
         ("id: test", "idd: test", &["MISSING_FIELD  1", "UNKNOWN_FIELD idd 2"]),
         ("id: test", "id: \"\"", &["INVALID_VALUE id 2"]),
         // Warnings.
+        ("routes:\n", "chain: cheap\nroutes:\n", &["UNREACHABLE_ROUTE routes 15"]),
+        (
+            "helper: {thresholds",
+            "helper: {chain: cheap, routes: [{intent: chat, tier: simple, chain: best}], thresholds",
+            &["UNREACHABLE_ROUTE roles.helper.routes 22"],
+        ),
         ("  b: {enabled: true}", "  b: {}\n  c: {}", &["PROVIDER_WITHOUT_MODELS providers.c 7"]),
         ("  b: {enabled: true}\n", "", &["PROVIDER_NOT_LISTED models.mid.provider 8"]),
         ("cheap: [weak, mid]", "cheap: [weak, strong]", &["SINGLE_PROVIDER_CHAIN chains.cheap 12"]),
