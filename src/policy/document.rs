@@ -266,6 +266,20 @@ pub struct DefaultsSpec {
     /// Length of an answer where the request does not say. Default 512.
     #[serde(default = "expected_output_tokens")]
     pub expected_output_tokens: u32,
+    /// The same by intent and tier; the first that takes both wins over `expected_output_tokens`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub answer_lengths: Vec<AnswerLengthSpec>,
+}
+
+/// How long answers of a kind are.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct AnswerLengthSpec {
+    /// Intents it takes; `"*"` is any.
+    pub intent: Vec<String>,
+    /// Tiers it takes; `"*"` is any.
+    pub tier: Vec<TierPattern>,
+    /// Tokens of the answer.
+    pub tokens: u32,
 }
 
 /// What to do without trusting the classifier.
@@ -332,7 +346,19 @@ impl Default for DefaultsSpec {
             degraded: SafeAnswerSpec::default(),
             unknown_tenant: UnknownTenant::default(),
             expected_output_tokens: expected_output_tokens(),
+            answer_lengths: Vec::new(),
         }
+    }
+}
+
+impl DefaultsSpec {
+    /// Tokens of an answer where the request does not say.
+    pub fn answer_tokens(&self, intent: &str, tier: Tier) -> u32 {
+        let takes = |length: &&AnswerLengthSpec| {
+            let intents = length.intent.iter().any(|known| known == "*" || known == intent);
+            intents && length.tier.iter().any(|pattern| pattern.takes(tier))
+        };
+        self.answer_lengths.iter().find(takes).map_or(self.expected_output_tokens, |length| length.tokens)
     }
 }
 

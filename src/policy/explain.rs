@@ -13,11 +13,11 @@ pub struct Explanation {
     pub layers: Vec<String>,
     /// The arms of experiments that apply.
     pub arms: Vec<ExperimentArm>,
-    /// The intent acted on; `None`: no candidate was left.
-    pub intent: Option<String>,
+    /// The intent acted on.
+    pub intent: String,
     /// The tier acted on.
-    pub tier: Option<Tier>,
-    /// What made the decision.
+    pub tier: Tier,
+    /// What made the decision; `None`: no candidate was left.
     pub source: Option<Source>,
     /// The chain; empty: the rules forbid every chain the routes offer.
     pub chain: String,
@@ -74,7 +74,9 @@ impl Scope {
     pub fn explain(&self, signals: &Signals<'_>) -> Explanation {
         let resolved = self.resolve(signals);
         let chain = resolved.as_ref().map_or_else(|none| none.chain.clone(), |resolution| resolution.chain.to_string());
-        let demand = self.demand(signals);
+        let (intent, tier) = self.settled(signals);
+        let demand = self.demand(signals, &intent, tier);
+        let intent = intent.to_string();
         let mut selected = false;
         let models = self.chain(&chain).map(|chain| chain.models.iter()).into_iter().flatten();
         let candidates = models.filter_map(|id| self.models().get(*id)).map(|model| {
@@ -104,8 +106,8 @@ impl Scope {
             Ok(resolution) => Explanation {
                 layers,
                 arms,
-                intent: Some(resolution.intent.to_string()),
-                tier: Some(resolution.tier),
+                intent,
+                tier,
                 source: Some(resolution.source),
                 chain,
                 candidates,
@@ -116,17 +118,7 @@ impl Scope {
                 let mut reasons = none.reasons;
                 reasons.extend(none.removed.into_iter().filter(|reason| !reason.text.is_empty()));
                 reasons.dedup();
-                Explanation {
-                    layers,
-                    arms,
-                    intent: None,
-                    tier: None,
-                    source: None,
-                    chain,
-                    candidates,
-                    escalation: None,
-                    reasons,
-                }
+                Explanation { layers, arms, intent, tier, source: None, chain, candidates, escalation: None, reasons }
             }
         }
     }

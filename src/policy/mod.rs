@@ -32,8 +32,9 @@ mod tests;
 pub use assign::{Assignment, KeyDigest};
 pub use diff::{Answer, Change, Effect, PolicyDiff, certain, changes, diff, effects, named_intents};
 pub use document::{
-    AccessPath, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec, ProviderSpec,
-    RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, TenantSpec, ThresholdsSpec, TierPattern, UnknownTenant,
+    AccessPath, AnswerLengthSpec, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec,
+    ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, TenantSpec, ThresholdsSpec, TierPattern,
+    UnknownTenant,
 };
 pub use experiment::{ArmSpec, CONTROL, ExperimentKind, ExperimentSpec, RampSpec, StickyBy, Timestamp};
 pub use explain::{CandidateOutcome, CandidateVerdict, Explanation, FilterVerdict};

@@ -321,6 +321,16 @@ impl Checker<'_> {
                 self.report.add(FindingCode::InvalidValue, &at.then("supported_languages").then(index), message);
             }
         }
+        for (index, length) in defaults.answer_lengths.iter().enumerate() {
+            let at = at.then("answer_lengths").then(index);
+            for intent in length.intent.iter().filter(|intent| *intent != "*") {
+                self.intent(intent, &at.then("intent"));
+            }
+            if length.tokens == 0 {
+                let message = "an answer of 0 tokens costs nothing; give the usual length";
+                self.report.add(FindingCode::OutOfRange, &at.then("tokens"), message);
+            }
+        }
         if defaults.expected_output_tokens == 0 {
             let message = "an answer of 0 tokens costs nothing; give the usual length";
             self.report.add(FindingCode::OutOfRange, &at.then("expected_output_tokens"), message);

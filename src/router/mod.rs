@@ -210,6 +210,8 @@ impl Router {
         }
         let decision = decided?;
         self.metrics.record_decision(&decision);
+        let known = active.policy.spec().tenants.contains_key(&query.tenant);
+        self.metrics.record_cost(if known { &query.tenant } else { "" }, decision.selected.estimated_cost_usd);
         log_decision(&decision, query);
         Ok(decision)
     }

@@ -35,6 +35,8 @@ pub struct Metrics {
     policy_loads: Gauge,
     policy_rejections: Gauge,
     policy_fetch_failures: Gauge,
+    tenant_cost_usd: Family<TenantLabels, Counter<f64, AtomicU64>>,
+    tenant_decisions: Family<TenantLabels, Counter>,
     experiment_arms: Family<ArmLabels, Counter>,
     shadows: Family<ShadowLabels, Counter>,
     logged: Family<LogLabels, Counter>,
@@ -51,6 +53,11 @@ pub enum LogFate {
     Failed,
     /// Dropped: the log was closed before.
     Closed,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TenantLabels {
+    tenant: String,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -177,6 +184,8 @@ impl Metrics {
             policy_loads: Gauge::default(),
             policy_rejections: Gauge::default(),
             policy_fetch_failures: Gauge::default(),
+            tenant_cost_usd: Family::default(),
+            tenant_decisions: Family::default(),
             experiment_arms: Family::default(),
             shadows: Family::default(),
             logged: Family::default(),
@@ -214,6 +223,12 @@ impl Metrics {
         r.register("policy_loads", "Policy documents accepted since the start", self.policy_loads.clone());
         r.register("policy_rejections", "Policy documents refused since the start", self.policy_rejections.clone());
         r.register("policy_fetch_failures", "Fetches that failed since the start", self.policy_fetch_failures.clone());
+        r.register(
+            "decision_cost_usd",
+            "Estimated cost in US dollars of the selected models' answers, by tenant of the policy",
+            self.tenant_cost_usd.clone(),
+        );
+        r.register("tenant_decisions", "Decisions by tenant of the policy", self.tenant_decisions.clone());
         r.register("experiment_decisions", "Decisions by experiment and arm", self.experiment_arms.clone());
         r.register(
             "shadow_decisions",
@@ -249,6 +264,14 @@ impl Metrics {
                 self.stages.get_or_create(&StageLabels { stage }).observe(us as f64 * 1e-6);
             }
         }
+    }
+
+    /// Counts what a decision for `tenant` is expected to cost. The caller passes only tenants of the policy, or the
+    /// empty name: what callers make up must not become series.
+    pub fn record_cost(&self, tenant: &str, usd: f64) {
+        let labels = TenantLabels { tenant: tenant.to_owned() };
+        self.tenant_cost_usd.get_or_create(&labels).inc_by(usd);
+        self.tenant_decisions.get_or_create(&labels).inc();
     }
 
     /// Counts what a shadow would have selected: `same`, `other`, or `undecided` where it needs the classifier and the

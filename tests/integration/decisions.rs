@@ -68,6 +68,11 @@ fn requests() -> Vec<proto::RouteRequest> {
         .collect()
 }
 
+/// The tenant of a request, from its id.
+fn tenant_of(request_id: &str) -> String {
+    requests().into_iter().find(|request| request.request_id == request_id).unwrap().tenant
+}
+
 /// Routes everything; gives the decisions by request id.
 async fn route_all(service: &Service) -> BTreeMap<String, proto::Decision> {
     let mut router = service.router().await;
@@ -183,6 +188,15 @@ async fn a_shadow_is_counted_and_serves_nobody() {
         .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
         .sum();
     assert_eq!(shadows, 70.0);
+    // Blended cost by tenant; made-up tenants share the empty name.
+    for tenant in ["", "known"] {
+        let own = first.iter().filter(|(id, _)| (tenant_of(id) == "known") == (tenant == "known"));
+        let expected: f64 = own.map(|(_, decision)| decision.estimated_cost_usd).sum();
+        let name = format!("pointsman_decision_cost_usd_total{{tenant=\"{tenant}\"}} ");
+        let told: f64 = page.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap();
+        assert!((told - expected).abs() < 1e-9 && told > 0.0, "{tenant}: {told} for {expected}");
+    }
+    assert!(!page.contains("stranger"));
 }
 
 #[tokio::test]

@@ -187,9 +187,7 @@ fn detail(explanation: &Explanation) -> String {
         _ = writeln!(out, "experiment  {}: arm {}, given to {share:.1} %", arm.experiment, arm.arm);
     }
     let named = |text: &str| if text.is_empty() { "none" } else { text }.to_owned();
-    if let (Some(intent), Some(tier)) = (&explanation.intent, explanation.tier) {
-        _ = writeln!(out, "intent      {intent}\ntier        {tier}");
-    }
+    _ = writeln!(out, "intent      {}\ntier        {}", explanation.intent, explanation.tier);
     _ = writeln!(out, "chain       {}", named(&explanation.chain));
     for candidate in &explanation.candidates {
         let outcome = match candidate.outcome {
@@ -231,10 +229,9 @@ fn overview(explained: &[(String, Tier, Explanation)]) -> String {
             let models = explanation.candidates.iter().filter(|candidate| candidate.outcome == outcome);
             models.map(|candidate| candidate.model.as_str()).collect::<Vec<_>>().join(", ")
         };
-        let acted = match (&explanation.intent, explanation.tier) {
-            (Some(acted), Some(on)) if acted != intent || on != *tier => format!("{tier} (acts on {acted}, {on})"),
-            _ => tier.to_string(),
-        };
+        let (acted, on) = (&explanation.intent, explanation.tier);
+        let as_asked = acted == intent && on == *tier;
+        let acted = if as_asked { tier.to_string() } else { format!("{tier} (acts on {acted}, {on})") };
         let escalation = explanation.escalation.clone().unwrap_or_default();
         table.add_row([
             intent.clone(),

@@ -130,6 +130,16 @@ fn each_mistake_has_its_code_path_and_line() {
         ("schema: pointsman.policy/v1", "schema: pointsman.policy/v2", &["UNKNOWN_SCHEMA schema 1"]),
         ("id: test", "idd: test", &["MISSING_FIELD  1", "UNKNOWN_FIELD idd 2"]),
         ("id: test", "id: \"\"", &["INVALID_VALUE id 2"]),
+        (
+            "roles:\n",
+            "defaults: {answer_lengths: [{intent: chat, tier: simple, tokens: 0}]}\nroles:\n",
+            &["OUT_OF_RANGE defaults.answer_lengths[0].tokens 21"],
+        ),
+        (
+            "roles:\n",
+            "defaults: {answer_lengths: {intent: chatter, tier: simple, tokens: 9}}\nroles:\n",
+            &["UNKNOWN_INTENT defaults.answer_lengths[0].intent 21"],
+        ),
         // Warnings.
         ("routes:\n", "chain: cheap\nroutes:\n", &["UNREACHABLE_ROUTE routes 15"]),
         (

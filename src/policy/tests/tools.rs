@@ -174,7 +174,8 @@ fn an_explanation_shows_every_filter() {
         ["role careful of tenant acme", "tenant acme", "role careful", "the policy"],
         "the most specific first"
     );
-    assert_eq!((explanation.chain.as_str(), explanation.intent), ("cheap", None));
+    assert_eq!((explanation.chain.as_str(), explanation.intent.as_str()), ("cheap", "code"));
+    assert_eq!(explanation.source, None, "nothing is left");
     let removed: Vec<Vec<&str>> = explanation
         .candidates
         .iter()
@@ -192,7 +193,7 @@ fn an_explanation_shows_every_filter() {
     let outcomes: Vec<(&str, CandidateOutcome)> =
         explanation.candidates.iter().map(|candidate| (candidate.model.as_str(), candidate.outcome)).collect();
     assert_eq!(outcomes, [("base", CandidateOutcome::Selected), ("tiny", CandidateOutcome::Removed)]);
-    assert_eq!(explanation.intent.as_deref(), Some("code"));
+    assert_eq!((explanation.intent.as_str(), explanation.tier), ("code", Tier::Simple));
 }
 
 proptest! {
