@@ -154,7 +154,7 @@ fn a_role_or_tenant_that_goes_is_an_effect() {
 
 #[test]
 fn a_comparison_of_very_many_tenants_and_roles_ends() {
-    let names = |what: &str| (0..3_000).map(|n| format!("  {what}{n}: {{}}\n")).collect::<String>();
+    let names = |what: &str| (0..3_000).map(|n| format!("  {what}{n}: {{}}\n")).collect::<Vec<_>>().concat();
     let start = DEFAULT_DOCUMENT.find("roles:\n").unwrap();
     let base = DEFAULT_DOCUMENT.get(..start).unwrap();
     let old = format!("{base}roles:\n{}tenants:\n{}", names("r"), names("t"));
