@@ -1,4 +1,4 @@
-//! Benchmarks of each step of a decision: `cargo bench`, or `cargo bench -- --quick`; see `benches/README.md`.
+//! Benchmarks of what reads a text: `cargo bench`, or `cargo bench -- --quick`; see `benches/README.md`.
 //!
 //! `classifier` needs the committed models. Everything runs on the threads that rayon finds; set `RAYON_NUM_THREADS`
 //! or pin the process for another number.
@@ -9,20 +9,15 @@
     reason = "a benchmark that cannot be set up should stop at once"
 )]
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use candle_core::Device;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pointsman::classifier::{Classifier, Input, LoadOptions, embed};
-use pointsman::domain::{Classification, Content, Requirements};
+use pointsman::domain::Content;
 use pointsman::encoder::{Encoder, Precision, Tokens, available_threads};
-use pointsman::policy::{DEFAULT_DOCUMENT, Policy, PolicyOptions, Signals};
-use pointsman::rules::RuleInput;
-use pointsman::text::{self, Prepared, features};
+use pointsman::text::{self, features};
 
 /// A prompt of about 20 word pieces and one of about 260, which is just cut.
 const SHORT: &str = "My SQL query is slow when I join two large tables, what can I do about it?";
@@ -100,114 +95,6 @@ fn heads(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The parts of a decision that read the policy: scope, rules, then chain, filters and selection.
-fn policy(criterion: &mut Criterion) {
-    let classifier = classifier();
-    let classification = classifier.classify(&[&input(&classifier, SHORT)]).unwrap().remove(0);
-    let prepared = text::prepare(&Content::Text(SHORT.into()));
-    let options = PolicyOptions { intents: Some(classifier.intent_labels().clone()) };
-    let large = large_policy();
-    let mut group = criterion.benchmark_group("policy");
-    for (name, document, tenant) in [("default", DEFAULT_DOCUMENT, ""), ("large", large.as_str(), "tenant-250")] {
-        group.bench_function(BenchmarkId::new("load", name), |bencher| {
-            bencher.iter(|| Policy::load(black_box(document.as_bytes()), &options).unwrap());
-        });
-        let policy = Arc::new(Policy::load(document.as_bytes(), &options).unwrap());
-        let metadata = BTreeMap::new();
-        let rules =
-            RuleInput { text: &prepared.text, signals: &prepared.signals, metadata: &metadata, tenant, role: "" };
-        group.bench_function(BenchmarkId::new("rules", name), |bencher| {
-            let scope = policy.scope(tenant, "").unwrap();
-            bencher.iter(|| scope.rules().evaluate(black_box(&rules)));
-        });
-        group.bench_function(BenchmarkId::new("scope-rules-resolve", name), |bencher| {
-            bencher.iter(|| resolve(&policy, tenant, &rules, &prepared, black_box(&classification)));
-        });
-    }
-    group.finish();
-}
-
-fn resolve(
-    policy: &Arc<Policy>,
-    tenant: &str,
-    rules: &RuleInput<'_>,
-    prepared: &Prepared,
-    classification: &Classification,
-) -> pointsman::policy::Resolution {
-    let scope = policy.scope(tenant, "").unwrap();
-    let rules = scope.rules().evaluate(rules);
-    let signals = Signals {
-        classification: Some(classification),
-        rules: &rules,
-        language: prepared.signals.language,
-        degraded: false,
-        requirements: &Requirements::default(),
-        input_tokens: 20,
-        output_tokens: None,
-        sticky_key: "benchmark",
-    };
-    scope.resolve(&signals).unwrap()
-}
-
-/// 200 models, 50 chains of four, 150 routes and 500 tenants with a chain of their own each.
-fn large_policy() -> String {
-    let mut yaml = String::from("schema: pointsman.policy/v1\nid: large\nversion: \"1\"\nmodels:\n");
-    for n in 0..200 {
-        writeln!(
-            yaml,
-            "  model-{n}: {{provider: provider-{}, provider_model: model-{n}, context_window_tokens: 128000, ability: {}, \
-             price_per_million_tokens: {{input_usd: {}, output_usd: {}}}, capabilities: [tools, json_mode]}}",
-            n % 20,
-            f64::from(n) / 50.0,
-            f64::from(n + 1) / 100.0,
-            f64::from(n + 1) / 20.0,
-        )
-        .unwrap();
-    }
-    yaml.push_str("chains:\n");
-    for n in 0..50 {
-        writeln!(yaml, "  chain-{n}: [model-{}, model-{}, model-{}, model-{}]", n * 4, n * 4 + 1, n * 4 + 2, n * 4 + 3)
-            .unwrap();
-    }
-    yaml.push_str("routes:\n");
-    let intents = [
-        "open_qa",
-        "closed_qa",
-        "summarization",
-        "extraction",
-        "classification",
-        "rewrite",
-        "translation",
-        "code",
-        "math",
-        "reasoning",
-        "creative_writing",
-        "brainstorming",
-        "chat",
-        "other",
-    ];
-    for (index, (intent, tier)) in
-        intents.iter().flat_map(|intent| ["simple", "medium", "complex"].map(|tier| (intent, tier))).enumerate()
-    {
-        writeln!(yaml, "  - {{intent: {intent}, tier: {tier}, chain: chain-{index}}}").unwrap();
-    }
-    yaml.push_str("  - {intent: \"*\", tier: \"*\", chain: chain-49}\n");
-    yaml.push_str("escalation: {ladder: [model-10, model-60, model-110, model-190]}\ntenants:\n");
-    for n in 0..500 {
-        writeln!(
-            yaml,
-            "  tenant-{n}: {{chains: {{chain-{}: [model-{}, model-{}]}}, providers: {{provider-{}: {{enabled: false}}}}}}",
-            n % 50,
-            n % 200,
-            (n + 7) % 200,
-            (n + 3) % 20,
-        )
-        .unwrap();
-    }
-    yaml.push_str("defaults: {intent: other}\n");
-    yaml
-}
-
 fn classifier() -> Classifier {
     let options = LoadOptions {
         name: "default".into(),
@@ -234,5 +121,5 @@ fn tokens(encoder: &Encoder, n: usize) -> Tokens {
     tokens
 }
 
-criterion_group!(benches, tokenizer, texts, encoder, heads, policy);
+criterion_group!(benches, tokenizer, texts, encoder, heads);
 criterion_main!(benches);

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod classifier;
 pub mod cli;
 pub mod config;
+pub mod decisions;
 pub mod domain;
 pub mod encoder;
 pub mod heads;

@@ -42,6 +42,9 @@ pub(super) struct TextArgs {
     /// Policy document [default: the embedded one].
     #[arg(long, env = "POINTSMAN_POLICY")]
     policy: Option<String>,
+    /// Which of the policy's environments applies [default: none].
+    #[arg(long, env = "POINTSMAN_ENVIRONMENT")]
+    environment: Option<String>,
     /// Classifier: a name or a directory [default: default].
     #[arg(long, env = "POINTSMAN_MODEL")]
     model: Option<String>,
@@ -87,6 +90,7 @@ fn new_query(text: &TextArgs) -> Query {
 async fn start_router(text: TextArgs) -> anyhow::Result<Router> {
     let settings = RawConfig {
         policy: text.policy,
+        environment: text.environment,
         model: text.model,
         models_dir: text.models_dir,
         device: text.device,

@@ -22,6 +22,8 @@ pub struct Config {
     pub policy: PolicyPlace,
     /// Time between two looks at the policy's source; `None`: what suits the source.
     pub policy_poll_interval: Option<Duration>,
+    /// Which of the policy's environments applies; `None`: none.
+    pub environment: Option<String>,
     /// Classifier: a name or a directory.
     pub model: String,
     /// Where models are looked up by name; `None`: `./models`, then beside the executable.
@@ -44,6 +46,18 @@ pub struct Config {
     pub queue_entries: usize,
     /// Most word pieces of one forward pass.
     pub tokens_per_pass: usize,
+    /// Decisions kept in memory; 0: none.
+    pub decision_log_recent: usize,
+    /// Folder of the decision log; `None`: no files.
+    pub decision_log: Option<PathBuf>,
+    /// Largest file of the decision log.
+    pub decision_log_file_mib: u64,
+    /// Oldest file of the decision log that still grows.
+    pub decision_log_rotate: Duration,
+    /// Most of all files of the decision log together.
+    pub decision_log_total_mib: u64,
+    /// Whether the decision log keeps texts.
+    pub decision_log_text: bool,
     /// How long requests may finish after a stop signal.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -101,6 +115,12 @@ const DEFAULT_MAX_IN_FLIGHT: usize = 1_024;
 const DEFAULT_QUEUE_ENTRIES: usize = 512;
 /// About 120 ms of work on two cores, which bounds how long a short query waits behind a full pass.
 const DEFAULT_TOKENS_PER_PASS: usize = 512;
+/// A few MB; enough to see what a new policy would change.
+const DEFAULT_LOG_RECENT: usize = 1_000;
+const DEFAULT_LOG_FILE_MIB: u64 = 64;
+const DEFAULT_LOG_ROTATE: Duration = Duration::from_secs(60 * 60);
+/// About a million decisions.
+const DEFAULT_LOG_TOTAL_MIB: u64 = 1_024;
 /// Kubernetes kills after 30 s by default; leave it some.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -118,6 +138,7 @@ impl Config {
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
             policy: policy_place(raw.policy)?,
             policy_poll_interval: raw.policy_poll_interval.map(|value| value.0),
+            environment: raw.environment,
             model: raw.model.unwrap_or_else(|| "default".into()),
             models_dir: raw.models_dir,
             device: raw.device.unwrap_or_else(|| "cpu".into()),
@@ -129,6 +150,12 @@ impl Config {
             max_in_flight: raw.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
             queue_entries: raw.queue_entries.unwrap_or(DEFAULT_QUEUE_ENTRIES),
             tokens_per_pass: raw.tokens_per_pass.unwrap_or(DEFAULT_TOKENS_PER_PASS),
+            decision_log_recent: raw.decision_log_recent.unwrap_or(DEFAULT_LOG_RECENT),
+            decision_log: raw.decision_log,
+            decision_log_file_mib: raw.decision_log_file_mib.unwrap_or(DEFAULT_LOG_FILE_MIB),
+            decision_log_rotate: raw.decision_log_rotate.map_or(DEFAULT_LOG_ROTATE, |value| value.0),
+            decision_log_total_mib: raw.decision_log_total_mib.unwrap_or(DEFAULT_LOG_TOTAL_MIB),
+            decision_log_text: raw.decision_log_text.unwrap_or(false),
             drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),
             log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),
@@ -153,6 +180,7 @@ impl Config {
             ("queue_entries", self.queue_entries, 1..=1_000_000),
             ("tokens_per_pass", self.tokens_per_pass, 1..=1_000_000),
             ("decision_cache_entries", self.decision_cache_entries, 0..=100_000_000),
+            ("decision_log_recent", self.decision_log_recent, 0..=1_000_000),
             ("threads", self.threads.unwrap_or(1), 1..=1_024),
             ("max_tokens", self.max_tokens.unwrap_or(3), 3..=512),
         ] {
@@ -164,6 +192,13 @@ impl Config {
         if self.listen == self.admin_listen && self.listen.port() != 0 {
             let problem = format!("{} is taken by listen", self.admin_listen);
             return Err(ConfigError::BadValue { setting: "admin_listen", problem });
+        }
+        if self.decision_log_file_mib == 0 || self.decision_log_total_mib <= self.decision_log_file_mib {
+            let problem = format!(
+                "{} MiB is not more than one file of {} MiB, which is at least 1",
+                self.decision_log_total_mib, self.decision_log_file_mib
+            );
+            return Err(ConfigError::BadValue { setting: "decision_log_total_mib", problem });
         }
         let gpu = self.device.strip_prefix("cuda:").is_some_and(|index| index.parse::<usize>().is_ok());
         if self.device != "cpu" && !gpu {
@@ -230,6 +265,7 @@ mod tests {
         assert!(refused("max_tokens = 513").starts_with("max_tokens:"));
         assert!(refused("device = 'gpu'").starts_with("device:"));
         assert!(refused("device = 'cuda:'").starts_with("device:"));
+        assert!(refused("decision_log_total_mib = 64").starts_with("decision_log_total_mib:"));
         assert!(refused("log_format = 'xml'").starts_with("log_format:"));
         assert!(refused("policy = 'https://x/y'").starts_with("policy:"));
         assert!(toml::from_str::<RawConfig>("lisen = 'x'").is_err(), "unknown fields are refused");

@@ -21,6 +21,9 @@ pub struct RawConfig {
     /// Time between two looks at the policy's source, with unit [default: 250ms for a file].
     #[arg(long, env = "POINTSMAN_POLICY_POLL_INTERVAL", value_name = "DURATION")]
     pub policy_poll_interval: Option<PositiveDuration>,
+    /// Which of the policy's environments applies, for example production [default: none].
+    #[arg(long, env = "POINTSMAN_ENVIRONMENT", value_name = "NAME")]
+    pub environment: Option<String>,
     /// Classifier: a name below the models folder, or a directory [default: default].
     #[arg(long, env = "POINTSMAN_MODEL", value_name = "NAME|DIR")]
     pub model: Option<String>,
@@ -54,6 +57,24 @@ pub struct RawConfig {
     /// Most word pieces of one forward pass [default: 512].
     #[arg(long, env = "POINTSMAN_TOKENS_PER_PASS", value_name = "N")]
     pub tokens_per_pass: Option<usize>,
+    /// Decisions kept in memory for simulations; 0: none [default: 1000].
+    #[arg(long, env = "POINTSMAN_DECISION_LOG_RECENT", value_name = "N")]
+    pub decision_log_recent: Option<usize>,
+    /// Folder of the decision log; one process writes to it [default: no files].
+    #[arg(long, env = "POINTSMAN_DECISION_LOG", value_name = "DIR")]
+    pub decision_log: Option<PathBuf>,
+    /// Largest file of the decision log in MiB [default: 64].
+    #[arg(long, env = "POINTSMAN_DECISION_LOG_FILE_MIB", value_name = "N")]
+    pub decision_log_file_mib: Option<u64>,
+    /// Oldest file of the decision log that still grows, with unit [default: 1h].
+    #[arg(long, env = "POINTSMAN_DECISION_LOG_ROTATE", value_name = "DURATION")]
+    pub decision_log_rotate: Option<PositiveDuration>,
+    /// Most MiB of all its files together; the oldest are deleted [default: 1024].
+    #[arg(long, env = "POINTSMAN_DECISION_LOG_TOTAL_MIB", value_name = "N")]
+    pub decision_log_total_mib: Option<u64>,
+    /// Keep the text of queries in the decision log too; without it only a hash is kept [default: false].
+    #[arg(long, env = "POINTSMAN_DECISION_LOG_TEXT", num_args = 0..=1, default_missing_value = "true")]
+    pub decision_log_text: Option<bool>,
     /// How long requests may finish after a stop signal, with unit [default: 20s].
     #[arg(long, env = "POINTSMAN_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<PositiveDuration>,
@@ -78,6 +99,7 @@ impl RawConfig {
             admin_listen: self.admin_listen.or(lower.admin_listen),
             policy: self.policy.or(lower.policy),
             policy_poll_interval: self.policy_poll_interval.or(lower.policy_poll_interval),
+            environment: self.environment.or(lower.environment),
             model: self.model.or(lower.model),
             models_dir: self.models_dir.or(lower.models_dir),
             device: self.device.or(lower.device),
@@ -89,6 +111,12 @@ impl RawConfig {
             max_in_flight: self.max_in_flight.or(lower.max_in_flight),
             queue_entries: self.queue_entries.or(lower.queue_entries),
             tokens_per_pass: self.tokens_per_pass.or(lower.tokens_per_pass),
+            decision_log_recent: self.decision_log_recent.or(lower.decision_log_recent),
+            decision_log: self.decision_log.or(lower.decision_log),
+            decision_log_file_mib: self.decision_log_file_mib.or(lower.decision_log_file_mib),
+            decision_log_rotate: self.decision_log_rotate.or(lower.decision_log_rotate),
+            decision_log_total_mib: self.decision_log_total_mib.or(lower.decision_log_total_mib),
+            decision_log_text: self.decision_log_text.or(lower.decision_log_text),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
             log_format: self.log_format.or(lower.log_format),
             log_filter: self.log_filter.or(lower.log_filter),

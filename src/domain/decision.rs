@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Distribution, Probability, Reason, Tier};
 
@@ -36,8 +36,8 @@ pub struct Decision {
     pub policy: PolicyRef,
     /// The classifier behind it.
     pub classifier: ClassifierRef,
-    /// The experiment arm, if one was running.
-    pub experiment: Option<ExperimentArm>,
+    /// The arms of the experiments that were running, by experiment.
+    pub experiments: Vec<ExperimentArm>,
     /// What was read and what was cut.
     pub input: InputReport,
     /// Where the time went.
@@ -134,7 +134,7 @@ pub enum ConfidenceOf {
 }
 
 /// What made a decision.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// A policy rule; the encoder did not run.
@@ -176,7 +176,7 @@ pub struct ClassifierRef {
 }
 
 /// The arm of an experiment.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ExperimentArm {
     /// The policy's name for the experiment.
     pub experiment: Arc<str>,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 
 /// A finite number in `0..=1`.
@@ -77,6 +78,16 @@ impl<'de> serde::Deserialize<'de> for Probability {
     }
 }
 
+impl JsonSchema for Probability {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Probability".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "number", "minimum": 0, "maximum": 1})
+    }
+}
+
 // === impl Distribution ===
 
 /// How far from 1 a sum of `f32` probabilities may be.
@@ -97,6 +108,11 @@ impl Distribution {
             return Err(NotADistribution::Values(sum));
         }
         Ok(Self { labels, probabilities })
+    }
+
+    /// The distribution over one label.
+    pub fn certain(label: &str) -> Self {
+        Self { labels: Arc::from([Arc::from(label)]), probabilities: vec![1.0] }
     }
 
     /// The labels, in the order of [`Self::probabilities`].

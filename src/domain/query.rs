@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// One query to route, already checked by [`Query::check`].
 #[derive(Clone, Debug, Default)]
 pub struct Query {
@@ -69,25 +71,37 @@ pub enum Priority {
 }
 
 /// Hard requirements on the candidate; a default value requires nothing.
-#[derive(Clone, Debug, Default, PartialEq)]
+///
+/// Serialises to what a decision log holds; what is not required is not written.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct Requirements {
     /// Tool calls.
+    #[serde(skip_serializing_if = "is_default")]
     pub tools: bool,
     /// Images as input.
+    #[serde(skip_serializing_if = "is_default")]
     pub vision: bool,
     /// Guaranteed JSON output.
+    #[serde(skip_serializing_if = "is_default")]
     pub json_mode: bool,
     /// Context tokens the whole request needs; `None`: estimated from the text.
+    #[serde(skip_serializing_if = "is_default")]
     pub context_tokens: Option<u32>,
     /// Only these providers; empty: any.
+    #[serde(skip_serializing_if = "is_default")]
     pub allowed_providers: Vec<String>,
     /// At least one of these regions; empty: anywhere.
+    #[serde(skip_serializing_if = "is_default")]
     pub data_regions: Vec<String>,
     /// Highest estimated cost of one answer in US dollars.
+    #[serde(skip_serializing_if = "is_default")]
     pub max_cost_usd: Option<f64>,
     /// Highest typical latency in milliseconds.
+    #[serde(skip_serializing_if = "is_default")]
     pub max_latency_ms: Option<u32>,
     /// Lowest acceptable P(success), where an ability is known.
+    #[serde(skip_serializing_if = "is_default")]
     pub min_quality: Option<f64>,
 }
 
@@ -117,6 +131,10 @@ pub const MAX_METADATA_KEY_BYTES: usize = 64;
 pub const MAX_METADATA_VALUE_BYTES: usize = 1_024;
 /// Most entries in a list of providers or regions.
 pub const MAX_LIST_ENTRIES: usize = 64;
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
 
 // === impl Query ===
 

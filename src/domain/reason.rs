@@ -64,6 +64,10 @@ reason_codes! {
     ChainForbidden = "CHAIN_FORBIDDEN",
     /// The tenant is not in the policy; the stated default was applied.
     UnknownTenant = "UNKNOWN_TENANT",
+    /// The tenant's part of the policy has errors and is not applied, less what it forbids.
+    TenantOverrideRefused = "TENANT_OVERRIDE_REFUSED",
+    /// An experiment gives the request this arm.
+    ExperimentArm = "EXPERIMENT_ARM",
     /// A candidate's provider is disabled.
     ProviderDisabled = "PROVIDER_DISABLED",
     /// A candidate's provider is not among the allowed ones.

@@ -1,5 +1,6 @@
 //! Evidence about a query: what the text shows and what the classifier says.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Distribution, Probability, Tier, TierChoice, TierControl};
@@ -20,7 +21,7 @@ pub struct TextSignals {
 }
 
 /// A structure that can occur in a text.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Structure {
     /// Program text: a fenced block, or lines that look like code.

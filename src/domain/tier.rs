@@ -1,11 +1,12 @@
 //! Complexity tiers and the risk decision that picks one.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Probability, TierControl};
 
 /// How capable a model a query needs, as an ordered class cut from difficulty.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
     /// A small, cheap model answers as well as the best one.

@@ -235,6 +235,10 @@ impl<'de> Deserializer<'de> for Decoder<'de> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
+        if matches!(self.node.kind, Kind::List(_)) {
+            // A derived visitor would take the elements for the fields, in the order of the Rust type.
+            return Err(de::Error::custom("a mapping of fields is expected here, not a list"));
+        }
         self.entries(Some(fields), visitor)
     }
 

@@ -17,6 +17,9 @@ pub struct Finding {
     pub line: u32,
     /// What is wrong and what to do.
     pub message: String,
+    /// The tenant that an error concerns; the rest of the document can be used. `None`: all of it is concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 /// How bad a finding is.
@@ -91,7 +94,7 @@ finding_codes! {
     DuplicateModel = Error "DUPLICATE_MODEL",
     /// A number is outside what makes sense.
     OutOfRange = Error "OUT_OF_RANGE",
-    /// Endpoint weights are negative or do not sum to 1.
+    /// Weights of endpoints or arms are negative or do not sum to 1.
     BadWeights = Error "BAD_WEIGHTS",
     /// The ladder names a model twice: escalation would go in circles.
     LadderCycle = Error "LADDER_CYCLE",
@@ -107,6 +110,8 @@ finding_codes! {
     BadRegex = Error "BAD_REGEX",
     /// A rule is wrong in another way; the message says how.
     BadRule = Error "BAD_RULE",
+    /// An experiment is not of the form its kind asks for; the message says how.
+    BadExperiment = Error "BAD_EXPERIMENT",
     /// A rule can never have an effect: one before it stops whenever it would match.
     ShadowedRule = Warning "SHADOWED_RULE",
     /// No request can reach a route: those before it take everything it would.
@@ -127,8 +132,14 @@ finding_codes! {
     ProviderWithoutModels = Warning "PROVIDER_WITHOUT_MODELS",
     /// An override enables a provider that a more general part disables; it stays disabled.
     ProviderStaysDisabled = Warning "PROVIDER_STAYS_DISABLED",
-    /// A rule asks for a role that the policy does not have; such requests are refused, so it never matches.
+    /// A rule or experiment asks for a role that the policy does not have; such requests are refused, so it never applies.
     UnknownRole = Warning "UNKNOWN_ROLE",
+    /// The service is started with an environment that the policy does not have; no overlay applies.
+    UnknownEnvironment = Warning "UNKNOWN_ENVIRONMENT",
+    /// No arm of an experiment changes anything.
+    ExperimentWithoutEffect = Warning "EXPERIMENT_WITHOUT_EFFECT",
+    /// Two experiments change the same thing for the same requests; the first by name wins.
+    ExperimentOverlap = Warning "EXPERIMENT_OVERLAP",
 }
 
 // === impl Finding ===
@@ -136,7 +147,12 @@ finding_codes! {
 impl Finding {
     /// A finding at a place.
     pub fn new(code: FindingCode, path: impl std::fmt::Display, line: u32, message: impl Into<String>) -> Self {
-        Self { severity: code.severity(), code, path: format!("{path}"), line, message: message.into() }
+        Self { severity: code.severity(), code, path: format!("{path}"), line, message: message.into(), tenant: None }
+    }
+
+    /// Whether the document cannot be used because of it.
+    pub fn refuses_document(&self) -> bool {
+        self.severity == Severity::Error && self.tenant.is_none()
     }
 }
 
@@ -168,7 +184,13 @@ pub fn render_findings(findings: &[Finding], name: &str) -> String {
         }
     }
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    _ = writeln!(text, "{}, {}", count(errors, "error"), count(findings.len() - errors, "warning"));
+    let mut tenants: Vec<&str> = findings.iter().filter_map(|finding| finding.tenant.as_deref()).collect();
+    tenants.dedup();
+    _ = write!(text, "{}, {}", count(errors, "error"), count(findings.len() - errors, "warning"));
+    if errors > 0 && !findings.iter().any(Finding::refuses_document) {
+        _ = write!(text, "; only what tenant {} overrides is refused", tenants.join(", "));
+    }
+    text.push('\n');
     text
 }
 

@@ -6,6 +6,7 @@ use crate::domain::Tier;
 use crate::rules::{ConditionSpec, Path, RuleSpec};
 
 use super::document::{Document, LayerSpec, RouteSpec};
+use super::experiments::lint_experiments;
 use super::finding::{FindingCode, did_you_mean};
 use super::snapshot::PolicyOptions;
 use super::validate::{Place, Reporter, is_default, places};
@@ -23,6 +24,8 @@ pub(super) fn lint(document: &Document, options: &PolicyOptions, report: &mut Re
     linter.dearest_default();
     linter.unused(&places);
     linter.listed_providers();
+    linter.environment();
+    lint_experiments(document, linter.report);
 }
 
 struct Linter<'a, 'r, 'p> {
@@ -68,6 +71,11 @@ impl Linter<'_, '_, '_> {
 
     fn routes(&mut self, place: &Place<'_>) {
         let routes = &place.layer.routes;
+        if let Some(chain) = place.layer.chain.as_ref().filter(|_| !routes.is_empty()) {
+            let message = format!("no request reaches these routes: `chain` beside them forces chain {chain:?}");
+            self.report.add(FindingCode::UnreachableRoute, &place.path.then("routes"), message);
+            return;
+        }
         for (index, route) in routes.iter().enumerate() {
             let before = routes.get(..index).unwrap_or_default();
             let tiers = || Tier::ALL.into_iter().filter(|tier| takes_tier(route, *tier));
@@ -204,6 +212,17 @@ impl Linter<'_, '_, '_> {
         for name in self.document.models.keys().filter(|name| !models.contains(name.as_str())) {
             let message = format!("no chain or ladder names model {name:?}");
             self.report.add(FindingCode::UnusedModel, &Path::default().then("models").then(name.as_str()), message);
+        }
+    }
+
+    fn environment(&mut self) {
+        let known = &self.document.environments;
+        // A document that knows no environments is the same in all of them.
+        let asked = self.options.environment.as_ref().filter(|_| !known.is_empty());
+        if let Some(name) = asked.filter(|name| !known.contains_key(*name)) {
+            let near = did_you_mean(name, known.keys().map(String::as_str));
+            let message = format!("environment {name:?} is not in the policy, so no overlay applies{near}");
+            self.report.add(FindingCode::UnknownEnvironment, &Path::default().then("environments"), message);
         }
     }
 

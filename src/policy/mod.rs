@@ -5,30 +5,46 @@
 //! applies to a tenant and role, and [`Scope::resolve`] turns signals into candidates. `docs/policy.md` is the
 //! operator's view. Uses `domain` and `rules`; no I/O.
 
+mod assign;
 mod decode;
+mod diff;
 mod document;
+mod effective;
+mod experiment;
+mod experiments;
+mod explain;
 mod finding;
+mod isolate;
 mod lint;
 mod parse;
 mod resolve;
+mod schema;
 mod scope;
 mod select;
 mod snapshot;
 mod tree;
 mod validate;
+mod yaml;
 
 #[cfg(test)]
 mod tests;
 
+pub use assign::{Assignment, KeyDigest};
+pub use diff::{Answer, Change, Effect, PolicyDiff, certain, changes, diff, effects, named_intents};
 pub use document::{
-    AccessPath, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec, ProviderSpec,
-    RouteSpec, SCHEMA, SafeAnswerSpec, TenantSpec, ThresholdsSpec, TierPattern, UnknownTenant,
+    AccessPath, AnswerLengthSpec, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec,
+    ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, TenantSpec, ThresholdsSpec, TierPattern,
+    UnknownTenant,
 };
+pub use experiment::{ArmSpec, CONTROL, ExperimentKind, ExperimentSpec, RampSpec, StickyBy, Timestamp};
+pub use explain::{CandidateOutcome, CandidateVerdict, Explanation, FilterVerdict};
 pub use finding::{Finding, FindingCode, Severity, render_findings};
 pub use resolve::{NoCandidate, Resolution, Signals};
+pub use schema::json_schema;
 pub use scope::{Scope, ScopeError};
 pub(crate) use snapshot::sha256_hex;
 pub use snapshot::{InvalidPolicy, Policy, PolicyOptions};
+pub use yaml::to_yaml;
 
 /// The policy that is in force when no other is given.
 pub const DEFAULT_DOCUMENT: &str = include_str!("default.yaml");

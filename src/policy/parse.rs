@@ -11,6 +11,7 @@ use crate::rules::Path;
 
 use super::decode::{decode, unknown_field};
 use super::document::{Document, LayerSpec, SCHEMA, TenantSpec};
+use super::experiment::{ArmSpec, ExperimentSpec};
 use super::finding::{Finding, FindingCode};
 use super::tree::{self, Entry, Kind, Node};
 
@@ -44,15 +45,19 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Vec<Finding>> {
 }
 
 /// Fields of the top level that are not part of [`LayerSpec`].
-const DOCUMENT_FIELDS: &[&str] = &["schema", "id", "version", "models", "roles", "tenants", "defaults"];
+const DOCUMENT_FIELDS: &[&str] =
+    &["schema", "id", "version", "models", "defaults", "environments", "roles", "tenants", "experiments"];
 /// Fields of the top level and of every override.
-const LAYER_FIELDS: &[&str] = &["providers", "chains", "routes", "rules", "thresholds", "escalation"];
-/// Fields of overrides only.
-const OVERRIDE_FIELDS: &[&str] = &["allowed_providers", "chain"];
+const LAYER_FIELDS: &[&str] =
+    &["providers", "allowed_providers", "chains", "routes", "rules", "thresholds", "escalation", "chain"];
 /// Fields of tenants only.
 const TENANT_FIELDS: &[&str] = &["roles"];
+/// Fields of experiments.
+const EXPERIMENT_FIELDS: &[&str] = &["enabled", "kind", "sticky_by", "tenants", "roles", "ramp", "arms"];
+/// Fields of arms only.
+const ARM_FIELDS: &[&str] = &["weight"];
 /// Sections without which nothing can be routed.
-const REQUIRED: &[&str] = &["schema", "id", "version", "models", "chains", "routes"];
+pub(super) const REQUIRED: &[&str] = &["schema", "id", "version", "models", "chains", "routes"];
 
 struct DocumentReader {
     findings: Vec<Finding>,
@@ -73,9 +78,12 @@ impl DocumentReader {
                 "id" => document.id = self.value(&entry.value, &path),
                 "version" => document.version = self.value(&entry.value, &path),
                 "models" => document.models = self.map(&entry.value, &path),
+                "defaults" if entry.value.is_null() => {}
                 "defaults" => document.defaults = self.value(&entry.value, &path),
                 "roles" => document.roles = self.layers(&entry.value, &path),
                 "tenants" => document.tenants = self.tenants(&entry.value, &path),
+                "environments" => document.environments = self.layers(&entry.value, &path),
+                "experiments" => document.experiments = self.experiments(&entry.value, &path),
                 _ if self.layer_field(&mut document.base, entry, &path) => {}
                 _ => {
                     let known = DOCUMENT_FIELDS.iter().chain(LAYER_FIELDS).copied();
@@ -114,6 +122,50 @@ impl DocumentReader {
         tenants
     }
 
+    fn experiments(&mut self, node: &Node, at: &Path) -> BTreeMap<String, ExperimentSpec> {
+        let mut experiments = BTreeMap::new();
+        for entry in self.entries(node, at) {
+            let at = at.then(entry.key.as_str());
+            let mut experiment = ExperimentSpec::default();
+            for field in self.entries(&entry.value, &at) {
+                let path = at.then(field.key.as_str());
+                match field.key.as_str() {
+                    "enabled" => experiment.enabled = self.value(&field.value, &path),
+                    "kind" => experiment.kind = self.value(&field.value, &path),
+                    "sticky_by" => experiment.sticky_by = self.value(&field.value, &path),
+                    "tenants" => experiment.tenants = self.value(&field.value, &path),
+                    "roles" => experiment.roles = self.value(&field.value, &path),
+                    "ramp" => experiment.ramp = self.value(&field.value, &path),
+                    "arms" => experiment.arms = self.arms(&field.value, &path),
+                    _ => self.findings.push(unknown_field(&at, field, EXPERIMENT_FIELDS.iter().copied())),
+                }
+            }
+            if entry.value.get("arms").is_none() {
+                let message = "field `arms` is missing";
+                self.findings.push(Finding::new(FindingCode::MissingField, &at, entry.line, message));
+                self.broken.push(at.then("arms"));
+            }
+            experiments.insert(entry.key.clone(), experiment);
+        }
+        experiments
+    }
+
+    fn arms(&mut self, node: &Node, at: &Path) -> BTreeMap<String, ArmSpec> {
+        let mut arms = BTreeMap::new();
+        for entry in self.entries(node, at) {
+            let at = at.then(entry.key.as_str());
+            let mut arm = ArmSpec::default();
+            for field in self.entries(&entry.value, &at) {
+                match field.key.as_str() {
+                    "weight" => arm.weight = self.value(&field.value, &at.then("weight")),
+                    _ => self.override_field(&mut arm.layer, field, &at, ARM_FIELDS),
+                }
+            }
+            arms.insert(entry.key.clone(), arm);
+        }
+        arms
+    }
+
     fn layers(&mut self, node: &Node, at: &Path) -> BTreeMap<String, LayerSpec> {
         let mut layers = BTreeMap::new();
         for entry in self.entries(node, at) {
@@ -129,20 +181,18 @@ impl DocumentReader {
 
     fn override_field(&mut self, layer: &mut LayerSpec, entry: &Entry, at: &Path, also_known: &[&str]) {
         let path = at.then(entry.key.as_str());
-        match entry.key.as_str() {
-            "allowed_providers" => layer.allowed_providers = self.value(&entry.value, &path),
-            "chain" => layer.chain = self.value(&entry.value, &path),
-            _ if self.layer_field(layer, entry, &path) => {}
-            _ => {
-                let known = LAYER_FIELDS.iter().chain(OVERRIDE_FIELDS).chain(also_known).copied();
-                self.findings.push(unknown_field(at, entry, known));
-            }
+        if !self.layer_field(layer, entry, &path) {
+            let known = LAYER_FIELDS.iter().chain(also_known).copied();
+            self.findings.push(unknown_field(at, entry, known));
         }
     }
 
     /// Reads a field that the top level shares with overrides; false: it is none.
     fn layer_field(&mut self, layer: &mut LayerSpec, entry: &Entry, path: &Path) -> bool {
         match entry.key.as_str() {
+            "thresholds" | "escalation" if entry.value.is_null() => {}
+            "allowed_providers" => layer.allowed_providers = self.value(&entry.value, path),
+            "chain" => layer.chain = self.value(&entry.value, path),
             "providers" => layer.providers = self.map(&entry.value, path),
             "chains" => layer.chains = self.map(&entry.value, path),
             "routes" => layer.routes = self.list(&entry.value, path),

@@ -118,14 +118,28 @@ impl Scope {
             let removed = course.reasons.iter().filter(|reason| reason.code == ReasonCode::ChainForbidden).cloned();
             return Err(NoCandidate { chain: String::new(), removed: removed.collect(), reasons: course.reasons });
         };
-        let demand = Demand {
+        let demand = self.demand(signals, &intent.label, tier.tier);
+        course.select(&demand, intent, &tier, chain)
+    }
+
+    /// The intent and the tier acted on.
+    pub(super) fn settled(&self, signals: &Signals<'_>) -> (Arc<str>, Tier) {
+        let mut course = Course::new(self, signals);
+        let intent = course.intent();
+        let tier = course.tier(&intent).tier;
+        (intent.label, tier)
+    }
+
+    /// What the filters compare models with.
+    pub(super) fn demand<'s>(&self, signals: &Signals<'s>, intent: &str, tier: Tier) -> Demand<'s> {
+        let classification = signals.classification.filter(|_| !signals.degraded);
+        Demand {
             requirements: signals.requirements,
             input_tokens: signals.input_tokens,
-            output_tokens: signals.output_tokens.unwrap_or(self.defaults().spec.expected_output_tokens),
-            difficulty: course.classification.map(|classification| classification.difficulty),
+            output_tokens: signals.output_tokens.unwrap_or_else(|| self.defaults().spec.answer_tokens(intent, tier)),
+            difficulty: classification.map(|classification| classification.difficulty),
             sticky_key: signals.sticky_key,
-        };
-        course.select(&demand, intent, &tier, chain)
+        }
     }
 }
 
@@ -143,7 +157,7 @@ impl<'a> Course<'a> {
         } else {
             Source::Degraded
         };
-        let mut reasons: Vec<Reason> = scope.unknown_tenant_reason().into_iter().collect();
+        let mut reasons: Vec<Reason> = scope.reasons().collect();
         let matched = signals.rules.matched.iter();
         reasons.extend(
             matched.map(|rule| Reason::about(ReasonCode::RuleMatched, &**rule, format!("rule {rule} matched"))),

@@ -1,14 +1,16 @@
-//! What of a policy applies to one request: the layers for its tenant and role.
+//! What of a policy applies to one request: the layers for its environment, role, tenant and experiments.
 //!
-//! Nothing is merged ahead: a scope is at most four layers, and each question walks them. So a policy with many
+//! Nothing is merged ahead: a scope is a handful of layers, and each question walks them. So a policy with many
 //! tenants and roles takes memory for what is written and not for every pair of them.
 
 use std::sync::Arc;
 
-use crate::domain::{Probability, Reason, ReasonCode};
+use crate::domain::{ExperimentArm, Probability, Reason, ReasonCode};
 use crate::rules::{RuleOutcome, RuleStack};
 
+use super::assign::Assignment;
 use super::document::UnknownTenant;
+use super::experiment::ExperimentKind;
 use super::snapshot::{Chain, Defaults, Layer, Model, Policy};
 
 /// The part of a policy that applies to a tenant and role.
@@ -17,8 +19,22 @@ pub struct Scope {
     pub(super) policy: Arc<Policy>,
     tenant: String,
     role: String,
-    pub(super) unknown_tenant: bool,
+    standing: Standing,
+    /// The most specific first.
+    layers: Vec<Arc<Layer>>,
     rules: RuleStack,
+    arms: Vec<ExperimentArm>,
+}
+
+/// What the policy knows of the tenant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Standing {
+    /// As written, or no tenant is given.
+    Known,
+    /// It is not in the policy.
+    Unknown,
+    /// Its part of the policy has errors and is not applied.
+    Refused,
 }
 
 /// Why a request has no scope: the caller's fault.
@@ -66,21 +82,83 @@ impl Policy {
             known.dedup();
             return Err(ScopeError::UnknownRole { role: role.to_owned(), known });
         }
-        let mut scope = Scope {
+        let role_layer = self.roles.get(role);
+        let layers = [
+            entry.and_then(|tenant| tenant.roles.get(role)),
+            entry.map(|tenant| &tenant.layer),
+            role_layer,
+            self.environment.as_ref(),
+            Some(&self.base),
+        ];
+        let layers: Vec<Arc<Layer>> = layers.into_iter().flatten().cloned().collect();
+        let standing = match entry {
+            Some(tenant) if tenant.refused => Standing::Refused,
+            None if unknown_tenant => Standing::Unknown,
+            _ => Standing::Known,
+        };
+        Ok(Scope {
             policy: Arc::clone(self),
             tenant: tenant.to_owned(),
             role: role.to_owned(),
-            unknown_tenant,
-            rules: RuleStack::default(),
-        };
-        scope.rules = RuleStack::new(scope.layers().rev().map(|layer| Arc::clone(&layer.rules)));
-        Ok(scope)
+            standing,
+            rules: stack(&layers),
+            layers,
+            arms: Vec::new(),
+        })
     }
+}
+
+fn stack(layers: &[Arc<Layer>]) -> RuleStack {
+    RuleStack::new(layers.iter().rev().map(|layer| Arc::clone(&layer.rules)))
 }
 
 // === impl Scope ===
 
 impl Scope {
+    /// The scope with the arms that a request gets, each stronger than anything it overrides.
+    ///
+    /// Where two arms change the same thing the experiment that is first by name wins.
+    #[must_use]
+    pub fn with_experiments(mut self, request: &Assignment<'_>) -> Self {
+        let policy = Arc::clone(&self.policy);
+        let mut front = Vec::new();
+        for experiment in policy.experiments.iter().filter(|experiment| experiment.kind != ExperimentKind::Shadow) {
+            if let Some((arm, told)) = experiment.assign(&self.tenant, &self.role, request) {
+                front.extend(arm.layer.clone());
+                self.arms.push(told);
+            }
+        }
+        if !front.is_empty() {
+            self.layers.splice(0..0, front);
+            self.rules = stack(&self.layers);
+        }
+        self
+    }
+
+    /// What the request is also to be decided by, without being served by it.
+    pub fn shadows(&self, request: &Assignment<'_>) -> Vec<(ExperimentArm, Self)> {
+        let shadows = self.policy.experiments.iter().filter(|experiment| experiment.kind == ExperimentKind::Shadow);
+        let assigned = shadows.filter_map(|experiment| experiment.assign(&self.tenant, &self.role, request));
+        assigned
+            .map(|(arm, told)| {
+                let mut shadow = self.clone();
+                shadow.layers.splice(0..0, arm.layer.clone());
+                shadow.rules = stack(&shadow.layers);
+                (told, shadow)
+            })
+            .collect()
+    }
+
+    /// The arms that apply.
+    pub fn arms(&self) -> &[ExperimentArm] {
+        &self.arms
+    }
+
+    /// What applies, by where it is written, the most specific first.
+    pub fn origins(&self) -> impl Iterator<Item = &str> {
+        self.layers.iter().map(|layer| layer.origin.as_str())
+    }
+
     /// The rules that apply.
     pub fn rules(&self) -> &RuleStack {
         &self.rules
@@ -103,11 +181,7 @@ impl Scope {
 
     /// The layers that apply, the most specific first.
     pub(super) fn layers(&self) -> impl DoubleEndedIterator<Item = &Layer> + ExactSizeIterator {
-        let tenant = self.policy.tenants.get(&self.tenant);
-        let own_role = tenant.and_then(|tenant| tenant.roles.get(&self.role));
-        let role = self.policy.roles.get(&self.role);
-        let layers = [own_role, tenant.map(|tenant| &tenant.layer), role, Some(&self.policy.base)];
-        layers.into_iter().flatten().collect::<Vec<_>>().into_iter()
+        self.layers.iter().map(|layer| &**layer)
     }
 
     /// The most specific layer's answer.
@@ -172,11 +246,24 @@ impl Scope {
         })
     }
 
-    pub(super) fn unknown_tenant_reason(&self) -> Option<Reason> {
-        self.unknown_tenant.then(|| {
-            let text = "the tenant is not in the policy; the top level applies";
-            Reason::about(ReasonCode::UnknownTenant, self.tenant.as_str(), text)
-        })
+    /// Reasons that hold before anything is known of the query.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = Reason> {
+        let standing = match self.standing {
+            Standing::Known => None,
+            Standing::Unknown => {
+                Some((ReasonCode::UnknownTenant, "the tenant is not in the policy; the top level applies"))
+            }
+            Standing::Refused => Some((
+                ReasonCode::TenantOverrideRefused,
+                "the tenant's part of the policy has errors; the rest applies, less what the tenant forbids",
+            )),
+        };
+        let standing = standing.map(|(code, text)| Reason::about(code, self.tenant.as_str(), text));
+        let arms = self.arms.iter().map(|told| {
+            let text = format!("experiment {} gives arm {}", told.experiment, told.arm);
+            Reason::about(ReasonCode::ExperimentArm, &*told.experiment, text)
+        });
+        standing.into_iter().chain(arms)
     }
 }
 

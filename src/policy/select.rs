@@ -16,17 +16,38 @@ pub(super) struct Demand<'a> {
     pub(super) sticky_key: &'a str,
 }
 
+/// The code and the text of a reason to remove a model.
+type Removal = (ReasonCode, String);
+type Filter = fn(&Demand<'_>, &Model, &Scope) -> Option<Removal>;
+
+/// What removes models, in the order in which it is told.
+const FILTERS: [(&str, Filter); 8] = [
+    ("provider", |_, model, scope| scope.provider_refused(&model.provider)),
+    ("allowed providers", |demand, model, _| demand.unallowed(model)),
+    ("capabilities", |demand, model, _| demand.incapable(model)),
+    ("region", |demand, model, _| demand.elsewhere(model)),
+    ("context", |demand, model, _| demand.too_small(model)),
+    ("cost", |demand, model, _| demand.too_dear(model)),
+    ("latency", |demand, model, _| demand.too_slow(model)),
+    ("quality", |demand, model, _| demand.too_weak(model)),
+];
+
 // === impl Demand ===
 
 impl Demand<'_> {
     /// Why `model` must not be used, by the first filter that removes it.
     pub(super) fn refuse(&self, model: &Model, scope: &Scope) -> Option<Reason> {
-        let (code, text) =
-            scope.provider_refused(&model.provider).or_else(|| self.unallowed(model)).or_else(|| self.unfit(model))?;
+        let (code, text) = FILTERS.iter().find_map(|(_, filter)| filter(self, model, scope))?;
         Some(Reason::about(code, &*model.name, text))
     }
 
-    fn unallowed(&self, model: &Model) -> Option<(ReasonCode, String)> {
+    /// What each filter says of `model`, also those after the first that removes it.
+    pub(super) fn verdicts(&self, model: &Model, scope: &Scope) -> Vec<(&'static str, Option<Reason>)> {
+        let reason = |(code, text)| Reason::about(code, &*model.name, text);
+        FILTERS.iter().map(|(name, filter)| (*name, filter(self, model, scope).map(reason))).collect()
+    }
+
+    fn unallowed(&self, model: &Model) -> Option<Removal> {
         let allowed = &self.requirements.allowed_providers;
         let refused = !allowed.is_empty() && !allowed.iter().any(|name| *name == *model.provider);
         refused.then(|| {
@@ -35,52 +56,55 @@ impl Demand<'_> {
         })
     }
 
-    fn unfit(&self, model: &Model) -> Option<(ReasonCode, String)> {
+    fn incapable(&self, model: &Model) -> Option<Removal> {
         let asked = self.requirements;
         let capabilities = [
             ("tools", asked.tools, model.tools),
             ("vision", asked.vision, model.vision),
             ("json_mode", asked.json_mode, model.json_mode),
         ];
-        if let Some((name, ..)) = capabilities.iter().find(|(_, asked, offered)| *asked && !offered) {
-            return Some((ReasonCode::CapabilityMissing, format!("does not offer {name}")));
-        }
-        if !asked.data_regions.is_empty() && !asked.data_regions.iter().any(|region| model.regions.contains(region)) {
-            let text = format!("is offered in none of the regions {}", asked.data_regions.join(", "));
-            return Some((ReasonCode::RegionMismatch, text));
-        }
+        let (name, ..) = capabilities.iter().find(|(_, asked, offered)| *asked && !offered)?;
+        Some((ReasonCode::CapabilityMissing, format!("does not offer {name}")))
+    }
+
+    fn elsewhere(&self, model: &Model) -> Option<Removal> {
+        let asked = &self.requirements.data_regions;
+        let refused = !asked.is_empty() && !asked.iter().any(|region| model.regions.contains(region));
+        refused.then(|| {
+            let text = format!("is offered in none of the regions {}", asked.join(", "));
+            (ReasonCode::RegionMismatch, text)
+        })
+    }
+
+    fn too_small(&self, model: &Model) -> Option<Removal> {
         let needed = self.context_tokens();
-        if u64::from(model.context_window_tokens) < needed {
+        (u64::from(model.context_window_tokens) < needed).then(|| {
             let text = format!("has a context of {} tokens, {needed} are needed", model.context_window_tokens);
-            return Some((ReasonCode::ContextTooSmall, text));
-        }
+            (ReasonCode::ContextTooSmall, text)
+        })
+    }
+
+    fn too_dear(&self, model: &Model) -> Option<Removal> {
         let cost = self.cost_usd(model);
-        if let Some(cap) = asked.max_cost_usd.filter(|cap| cost > *cap) {
-            return Some((
-                ReasonCode::CostCapExceeded,
-                format!("would cost about ${cost:.6}, at most ${cap:.6} is allowed"),
-            ));
-        }
-        if let Some(cap) = asked.max_latency_ms {
-            match model.typical_latency_ms {
-                None => {
-                    let text = "has no typical latency in the policy, so the request's cap cannot be kept".to_owned();
-                    return Some((ReasonCode::LatencyCapExceeded, text));
-                }
-                Some(typical) if typical > cap => {
-                    let text = format!("typically takes {typical} ms, at most {cap} ms is allowed");
-                    return Some((ReasonCode::LatencyCapExceeded, text));
-                }
-                Some(_) => {}
-            }
-        }
-        match (asked.min_quality, self.success(model)) {
-            (Some(floor), Some(success)) if success.value() < floor => {
-                let text = format!("answers well with probability {:.3}, {floor:.3} is asked", success.value());
-                Some((ReasonCode::QualityBelowFloor, text))
-            }
-            _ => None,
-        }
+        let cap = self.requirements.max_cost_usd.filter(|cap| cost > *cap)?;
+        Some((ReasonCode::CostCapExceeded, format!("would cost about ${cost:.6}, at most ${cap:.6} is allowed")))
+    }
+
+    fn too_slow(&self, model: &Model) -> Option<Removal> {
+        let cap = self.requirements.max_latency_ms?;
+        let text = match model.typical_latency_ms {
+            None => "has no typical latency in the policy, so the request's cap cannot be kept".to_owned(),
+            Some(typical) if typical > cap => format!("typically takes {typical} ms, at most {cap} ms is allowed"),
+            Some(_) => return None,
+        };
+        Some((ReasonCode::LatencyCapExceeded, text))
+    }
+
+    fn too_weak(&self, model: &Model) -> Option<Removal> {
+        let floor = self.requirements.min_quality?;
+        let success = self.success(model).filter(|success| success.value() < floor)?;
+        let text = format!("answers well with probability {:.3}, {floor:.3} is asked", success.value());
+        Some((ReasonCode::QualityBelowFloor, text))
     }
 
     /// What the caller is told about `model`.

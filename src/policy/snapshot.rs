@@ -1,15 +1,17 @@
 //! A policy ready to decide with: immutable, shared, every name resolved once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::domain::Tier;
-use crate::rules::RuleSet;
+use crate::rules::{Atom, RuleSet};
 
+use super::assign::Experiment;
 use super::document::{Capability, DefaultsSpec, Document, LayerSpec, ModelSpec, PriceSpec, ThresholdsSpec};
 use super::finding::{Finding, Severity};
+use super::isolate::{refused_tenants, restrictions};
 use super::parse::{Parsed, parse};
 use super::validate::validate;
 
@@ -20,11 +22,15 @@ pub struct Policy {
     version: Arc<str>,
     sha256: Arc<str>,
     document: Arc<str>,
-    warnings: Vec<Finding>,
+    spec: Document,
+    findings: Vec<Finding>,
     pub(super) models: Vec<Model>,
-    pub(super) base: Layer,
-    pub(super) roles: BTreeMap<String, Layer>,
+    pub(super) base: Arc<Layer>,
+    pub(super) environment: Option<Arc<Layer>>,
+    environment_name: Option<String>,
+    pub(super) roles: BTreeMap<String, Arc<Layer>>,
     pub(super) tenants: BTreeMap<String, Tenant>,
+    pub(super) experiments: Vec<Experiment>,
     pub(super) defaults: Defaults,
 }
 
@@ -33,6 +39,8 @@ pub struct Policy {
 pub struct PolicyOptions {
     /// The classifier's intents. `None`: not known, so intents named in the policy are not checked.
     pub intents: Option<Arc<[Arc<str>]>>,
+    /// Which of the document's environments applies; `None`: none.
+    pub environment: Option<String>,
 }
 
 /// A document was refused.
@@ -69,6 +77,8 @@ pub(super) struct Model {
 pub(super) struct Layer {
     /// For reasons: "the policy", "role x".
     pub(super) origin: String,
+    /// As it is written.
+    pub(super) spec: LayerSpec,
     pub(super) disabled: HashSet<String>,
     pub(super) allowed: Option<HashSet<String>>,
     pub(super) chains: HashMap<Arc<str>, Chain>,
@@ -100,8 +110,10 @@ pub(super) struct Route {
 
 #[derive(Debug)]
 pub(super) struct Tenant {
-    pub(super) layer: Layer,
-    pub(super) roles: BTreeMap<String, Layer>,
+    pub(super) layer: Arc<Layer>,
+    pub(super) roles: BTreeMap<String, Arc<Layer>>,
+    /// Its part of the document has errors, so that only what it forbids is kept.
+    pub(super) refused: bool,
 }
 
 #[derive(Debug)]
@@ -115,15 +127,18 @@ pub(super) struct Defaults {
 impl Policy {
     /// Reads, checks and compiles a document.
     ///
+    /// Errors within one tenant's part refuse that part alone: its requests get the rest of the policy, less what the
+    /// tenant forbids.
+    ///
     /// # Errors
-    /// When it has an error; every finding is told, warnings included.
+    /// When any other part has an error; every finding is told, warnings included.
     pub fn load(bytes: &[u8], options: &PolicyOptions) -> Result<Self, InvalidPolicy> {
         let parsed = parse(bytes).map_err(|findings| InvalidPolicy { findings })?;
         let findings = validate(&parsed, options);
-        if findings.iter().any(|finding| finding.severity == Severity::Error) {
+        if findings.iter().any(Finding::refuses_document) {
             return Err(InvalidPolicy { findings });
         }
-        Ok(Self::compile(&parsed, bytes, findings))
+        Ok(Self::compile(parsed, bytes, findings, options))
     }
 
     /// Everything found in a document, in document order; empty: nothing to complain about.
@@ -131,31 +146,56 @@ impl Policy {
         parse(bytes).map_or_else(|findings| findings, |parsed| validate(&parsed, options))
     }
 
-    /// Builds the snapshot of a document without errors.
-    fn compile(parsed: &Parsed, bytes: &[u8], warnings: Vec<Finding>) -> Self {
-        let document = &parsed.document;
+    /// Builds the snapshot of a document whose shared parts have no errors.
+    fn compile(parsed: Parsed, bytes: &[u8], findings: Vec<Finding>, options: &PolicyOptions) -> Self {
+        let refused = refused_tenants(&parsed, &findings);
+        let document = parsed.document;
         let models: Vec<Model> = document.models.iter().map(|(name, spec)| Model::new(name, spec)).collect();
         let compiler =
             Compiler { models: document.models.keys().zip(0..).map(|(name, id)| (name.as_str(), id)).collect() };
-        let layers = |specs: &BTreeMap<String, LayerSpec>, of: &str| -> BTreeMap<String, Layer> {
-            let layer = |name: &String, spec| compiler.layer(spec, format!("role {name}{of}"));
-            specs.iter().map(|(name, spec)| (name.clone(), layer(name, spec))).collect()
-        };
         let tenants = document.tenants.iter().map(|(name, spec)| {
-            let layer = compiler.layer(&spec.layer, format!("tenant {name}"));
-            (name.clone(), Tenant { layer, roles: layers(&spec.roles, &format!(" of tenant {name}")) })
+            let refused = refused.get(name).copied();
+            let layer = |spec: &LayerSpec, origin: String| {
+                refused.map_or_else(
+                    || compiler.layer(spec, origin.clone()),
+                    |readable| compiler.layer(&restrictions(spec, readable), origin.clone()),
+                )
+            };
+            let roles = spec
+                .roles
+                .iter()
+                .map(|(role, spec)| (role.clone(), layer(spec, format!("role {role} of tenant {name}"))));
+            let layer = layer(&spec.layer, format!("tenant {name}"));
+            (name.clone(), Tenant { layer, roles: roles.collect(), refused: refused.is_some() })
+        });
+        let tenants: BTreeMap<String, Tenant> = tenants.collect();
+        let roles = document.roles.iter();
+        let roles = roles.map(|(name, spec)| (name.clone(), compiler.layer(spec, format!("role {name}"))));
+        let environment = options.environment.as_ref().and_then(|name| {
+            document.environments.get(name).map(|spec| compiler.layer(spec, format!("environment {name}")))
+        });
+        let experiments = document.experiments.iter().filter(|(_, spec)| spec.enabled);
+        let experiments = experiments.map(|(name, spec)| {
+            Experiment::new(name, spec, |arm| {
+                let layer = spec.arms.get(arm).map(|arm| &arm.layer).filter(|layer| **layer != LayerSpec::default());
+                layer.map(|layer| compiler.layer(layer, format!("arm {arm} of experiment {name}")))
+            })
         });
         Self {
             id: Arc::from(document.id.as_str()),
             version: Arc::from(document.version.as_str()),
             sha256: Arc::from(sha256_hex(bytes)),
             document: Arc::from(String::from_utf8_lossy(bytes)),
-            warnings,
+            findings,
             base: compiler.layer(&document.base, "the policy".to_owned()),
-            roles: layers(&document.roles, ""),
-            tenants: tenants.collect(),
-            defaults: Defaults::new(document),
+            environment,
+            environment_name: options.environment.clone(),
+            roles: roles.collect(),
+            tenants,
+            experiments: experiments.collect(),
+            defaults: Defaults::new(&document),
             models,
+            spec: document,
         }
     }
 
@@ -179,9 +219,49 @@ impl Policy {
         &self.document
     }
 
-    /// What validation found; never an error.
+    /// The document as typed values.
+    pub fn spec(&self) -> &Document {
+        &self.spec
+    }
+
+    /// What validation found: warnings, and errors that concern one tenant each.
     pub fn warnings(&self) -> &[Finding] {
-        &self.warnings
+        &self.findings
+    }
+
+    /// Whether any experiment is running, so that assigning arms is worth a request's while.
+    pub fn has_experiments(&self) -> bool {
+        !self.experiments.is_empty()
+    }
+
+    /// What rules ask of texts, by the part of the policy they are in, as [`Scope::origins`](super::Scope) names it.
+    pub fn asked(&self) -> BTreeMap<String, Vec<Atom>> {
+        let asking = self.layers().filter(|layer| layer.rules.atoms().next().is_some());
+        asking.map(|layer| (layer.origin.clone(), layer.rules.atoms().collect())).collect()
+    }
+
+    /// Metadata keys that rules or experiments read.
+    pub fn metadata_keys(&self) -> BTreeSet<String> {
+        let of_rules = self.layers().flat_map(|layer| layer.rules.metadata_keys().iter().map(String::as_str));
+        of_rules.chain(self.experiment_keys()).map(str::to_owned).collect()
+    }
+
+    /// Metadata keys that experiments stick to.
+    pub fn experiment_keys(&self) -> impl Iterator<Item = &str> {
+        self.experiments.iter().filter_map(Experiment::metadata_key)
+    }
+
+    /// The environment that was asked for; the document need not have it.
+    pub fn environment(&self) -> Option<&str> {
+        self.environment_name.as_deref()
+    }
+
+    /// Every part that rules can come from.
+    fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
+        let tenants = self.tenants.values().flat_map(|tenant| tenant.roles.values().chain([&tenant.layer]));
+        let arms = self.experiments.iter().flat_map(|experiment| &experiment.arms);
+        let arms = arms.filter_map(|arm| arm.layer.as_ref());
+        [&self.base].into_iter().chain(&self.environment).chain(self.roles.values()).chain(tenants).chain(arms)
     }
 }
 
@@ -204,7 +284,7 @@ struct Compiler<'a> {
 // === impl Compiler ===
 
 impl Compiler<'_> {
-    fn layer(&self, spec: &LayerSpec, origin: String) -> Layer {
+    fn layer(&self, spec: &LayerSpec, origin: String) -> Arc<Layer> {
         let disabled = spec.providers.iter().filter(|(_, provider)| !provider.enabled);
         let chains = spec.chains.iter().map(|(name, models)| {
             let name: Arc<str> = Arc::from(name.as_str());
@@ -216,8 +296,9 @@ impl Compiler<'_> {
             tiers: Tier::ALL.map(|tier| route.tier.iter().any(|pattern| pattern.takes(tier))),
             chain: Arc::from(route.chain.as_str()),
         });
-        Layer {
+        Arc::new(Layer {
             origin,
+            spec: spec.clone(),
             disabled: disabled.map(|(name, _)| name.clone()).collect(),
             allowed: spec.allowed_providers.as_ref().map(|names| names.iter().cloned().collect()),
             chains: chains.collect(),
@@ -228,7 +309,7 @@ impl Compiler<'_> {
             max_hops: spec.escalation.max_hops,
             score_threshold: spec.escalation.score_threshold,
             chain: spec.chain.as_deref().map(Arc::from),
-        }
+        })
     }
 
     fn models(&self, names: &[String]) -> Vec<usize> {
@@ -277,7 +358,7 @@ impl InvalidPolicy {
     }
 
     fn first(&self) -> String {
-        let first = self.findings.iter().find(|finding| finding.severity == Severity::Error);
+        let first = self.findings.iter().find(|finding| finding.refuses_document());
         first.map_or_else(String::new, |finding| {
             format!("line {}: {} {}: {}", finding.line, finding.code.as_str(), finding.path, finding.message)
         })

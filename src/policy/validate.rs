@@ -7,7 +7,9 @@ use crate::rules::{Path, RuleProblem, RuleSet};
 use super::document::{
     DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, RouteSpec, SafeAnswerSpec, TierPattern,
 };
+use super::experiments::check_experiment;
 use super::finding::{Finding, FindingCode, did_you_mean};
+use super::isolate::isolate;
 use super::lint::lint;
 use super::parse::Parsed;
 use super::snapshot::PolicyOptions;
@@ -27,7 +29,7 @@ pub(super) struct Reporter<'a> {
 }
 
 /// How far from 1 the sum of weights may be.
-const WEIGHT_TOLERANCE: f64 = 0.001;
+pub(super) const WEIGHT_TOLERANCE: f64 = 0.001;
 
 /// Every finding of a document, those of reading it included, in document order.
 pub(super) fn validate(parsed: &Parsed, options: &PolicyOptions) -> Vec<Finding> {
@@ -46,6 +48,10 @@ pub(super) fn places(document: &Document) -> Vec<Place<'_>> {
     let root = Path::default();
     let base = &document.base;
     let mut places = vec![Place { path: root.clone(), layer: base, visible: vec![base] }];
+    for (name, layer) in &document.environments {
+        let path = root.then("environments").then(name.as_str());
+        places.push(Place { path, layer, visible: vec![base, layer] });
+    }
     for (name, layer) in &document.roles {
         let path = root.then("roles").then(name.as_str());
         places.push(Place { path, layer, visible: vec![base, layer] });
@@ -59,6 +65,13 @@ pub(super) fn places(document: &Document) -> Vec<Place<'_>> {
             places.push(Place { path, layer, visible: visible.into_iter().flatten().collect() });
         }
         places.push(Place { path, layer: &tenant.layer, visible: vec![base, &tenant.layer] });
+    }
+    for (name, experiment) in &document.experiments {
+        let path = root.then("experiments").then(name.as_str()).then("arms");
+        for (arm, spec) in &experiment.arms {
+            let path = path.then(arm.as_str());
+            places.push(Place { path, layer: &spec.layer, visible: vec![base, &spec.layer] });
+        }
     }
     places
 }
@@ -77,15 +90,16 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    fn is_broken(&self, path: &Path) -> bool {
+    pub(super) fn is_broken(&self, path: &Path) -> bool {
         self.parsed.broken.iter().any(|broken| path.starts_with(broken))
     }
 
-    fn lacks(&self, section: &str) -> bool {
+    pub(super) fn lacks(&self, section: &str) -> bool {
         self.is_broken(&Path::default().then(section))
     }
 
     fn finish(mut self) -> Vec<Finding> {
+        isolate(self.parsed, &mut self.findings);
         self.findings.sort_by(|a, b| (a.line, a.severity, &a.path, a.code).cmp(&(b.line, b.severity, &b.path, b.code)));
         self.findings.dedup();
         self.findings
@@ -116,6 +130,8 @@ impl Checker<'_> {
         self.names(&models, document.models.keys());
         self.names(&root.then("roles"), document.roles.keys());
         self.names(&root.then("tenants"), document.tenants.keys());
+        self.names(&root.then("environments"), document.environments.keys());
+        self.names(&root.then("experiments"), document.experiments.keys());
         for (name, model) in &document.models {
             self.model(model, &models.then(name.as_str()));
         }
@@ -127,6 +143,9 @@ impl Checker<'_> {
             self.report.add(FindingCode::NoDefaultRoute, &root.then("routes"), message);
         }
         self.defaults(&document.defaults, &root.then("defaults"));
+        for (name, experiment) in &document.experiments {
+            check_experiment(experiment, &root.then("experiments").then(name.as_str()), &mut self.report);
+        }
     }
 
     fn model(&mut self, model: &ModelSpec, at: &Path) {
@@ -300,6 +319,16 @@ impl Checker<'_> {
             if language.len() != 3 || !language.bytes().all(|byte| byte.is_ascii_lowercase()) {
                 let message = RuleProblem::Language(language.clone()).to_string();
                 self.report.add(FindingCode::InvalidValue, &at.then("supported_languages").then(index), message);
+            }
+        }
+        for (index, length) in defaults.answer_lengths.iter().enumerate() {
+            let at = at.then("answer_lengths").then(index);
+            for intent in length.intent.iter().filter(|intent| *intent != "*") {
+                self.intent(intent, &at.then("intent"));
+            }
+            if length.tokens == 0 {
+                let message = "an answer of 0 tokens costs nothing; give the usual length";
+                self.report.add(FindingCode::OutOfRange, &at.then("tokens"), message);
             }
         }
         if defaults.expected_output_tokens == 0 {

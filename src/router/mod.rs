@@ -4,22 +4,25 @@
 //! the classifier cannot be consulted in time, rules and the policy's safe default answer, and the decision says so.
 
 mod cache;
+mod journal;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::{BatchError, BatchOptions, Batcher, Classified};
 use crate::classifier::Classifier;
+use crate::decisions::{DecisionLog, Outcome};
 use crate::domain::{
     Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery, Language,
     PolicyRef, Query, Reason, ReasonCode, Source, TierChoice, Timings,
 };
-use crate::policy::{NoCandidate, Resolution, ScopeError, Signals};
+use crate::policy::{Assignment, KeyDigest, NoCandidate, Resolution, ScopeError, Signals};
 use crate::rules::RuleInput;
 use crate::sources::PolicyStore;
 use crate::telemetry::{Metrics, Stage};
 use crate::text::{self, Prepared};
 use cache::ClassificationCache;
+use journal::Logged;
 
 /// Everything a decision needs. Shared by all requests.
 #[derive(Debug)]
@@ -29,6 +32,7 @@ pub struct Router {
     policies: Arc<PolicyStore>,
     cache: Option<ClassificationCache>,
     metrics: Arc<Metrics>,
+    log: Option<Arc<DecisionLog>>,
 }
 
 /// Bounds of a router.
@@ -111,7 +115,18 @@ impl Router {
     ) -> std::io::Result<Self> {
         let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
         let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
-        Ok(Self { classifier, batcher, policies, cache, metrics })
+        Ok(Self { classifier, batcher, policies, cache, metrics, log: None })
+    }
+
+    /// Keeps decisions in `log` from now on.
+    #[must_use]
+    pub fn with_log(self, log: Arc<DecisionLog>) -> Self {
+        Self { log: Some(log).filter(|log| log.is_on()), ..self }
+    }
+
+    /// The decision log, where one is kept.
+    pub fn log(&self) -> Option<&Arc<DecisionLog>> {
+        self.log.as_ref()
     }
 
     /// The classifier in use.
@@ -137,18 +152,29 @@ impl Router {
         // One snapshot from start to end, whatever is published meanwhile.
         let active = self.policies.snapshot();
         let scope = active.policy.scope(&query.tenant, &query.role)?;
+        // Keys are hashed only for those who look at them.
+        let hashed = active.policy.has_experiments() || self.log.is_some();
+        let assignment = Assignment {
+            session: (hashed && !query.session_id.is_empty()).then(|| KeyDigest::of(&query.session_id)),
+            request_id: &query.request_id,
+            metadata: &query.metadata,
+            now_ms: now_ms(),
+        };
+        let scope = scope.with_experiments(&assignment);
 
         let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
-        let rules = clock.time(
+        let input = RuleInput {
+            text: &prepared.text,
+            signals: &prepared.signals,
+            metadata: &query.metadata,
+            tenant: &query.tenant,
+            role: &query.role,
+        };
+        let (rules, matches) = clock.time(
             |timings| &mut timings.rules_us,
-            || {
-                scope.rules().evaluate(&RuleInput {
-                    text: &prepared.text,
-                    signals: &prepared.signals,
-                    metadata: &query.metadata,
-                    tenant: &query.tenant,
-                    role: &query.role,
-                })
+            || match self.log {
+                Some(_) => scope.rules().observe(&input),
+                None => (scope.rules().evaluate(&input), Vec::new()),
             },
         );
         let needed = !scope.decisive(&rules);
@@ -157,23 +183,35 @@ impl Router {
         } else {
             Consulted { classification: None, cached: false, failure: None }
         };
-        let resolution = clock.time(
-            |timings| &mut timings.policy_us,
-            || {
-                scope.resolve(&Signals {
-                    classification: consulted.classification.as_deref(),
-                    rules: &rules,
-                    language: prepared.signals.language,
-                    degraded: needed && consulted.classification.is_none(),
-                    requirements: &query.requirements,
-                    input_tokens: estimate_tokens(&prepared),
-                    output_tokens: query.expected_output_tokens,
-                    sticky_key: if query.session_id.is_empty() { &query.request_id } else { &query.session_id },
-                })
-            },
-        )?;
-        let decision = self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock);
+        let signals = Signals {
+            classification: consulted.classification.as_deref(),
+            rules: &rules,
+            language: prepared.signals.language,
+            degraded: needed && consulted.classification.is_none(),
+            requirements: &query.requirements,
+            input_tokens: estimate_tokens(&prepared),
+            output_tokens: query.expected_output_tokens,
+            sticky_key: if query.session_id.is_empty() { &query.request_id } else { &query.session_id },
+        };
+        let resolved = clock.time(|timings| &mut timings.policy_us, || scope.resolve(&signals));
+        let shadows = self.shadows(&scope, &assignment, &input, &signals, &resolved);
+        let logged = self.log.as_ref().map(|log| {
+            let request =
+                Logged { query, prepared: &prepared, scope: &scope, assignment: &assignment, matches, shadows };
+            (log, request, Outcome::from(&resolved), consulted.classification.clone(), signals.degraded)
+        });
+        let decided = resolved.map(|resolution| Decision {
+            experiments: scope.arms().to_vec(),
+            ..self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock)
+        });
+        if let Some((log, request, outcome, classification, degraded)) = logged {
+            let decision_id = decided.as_ref().map_or(String::new(), |decision| decision.decision_id.clone());
+            self.keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
+        }
+        let decision = decided?;
         self.metrics.record_decision(&decision);
+        let known = active.policy.spec().tenants.contains_key(&query.tenant);
+        self.metrics.record_cost(if known { &query.tenant } else { "" }, decision.selected.estimated_cost_usd);
         log_decision(&decision, query);
         Ok(decision)
     }
@@ -314,7 +352,7 @@ impl Router {
             reasons,
             policy,
             classifier: self.classifier.reference().clone(),
-            experiment: None,
+            experiments: Vec::new(),
             input,
             timings: clock.stop(),
         }
@@ -352,6 +390,12 @@ fn input_report(prepared: &Prepared, classification: Option<&Classification>) ->
         turns_used: prepared.turns_used as u32,
         language: prepared.signals.language.map(Language::as_str),
     }
+}
+
+/// Unix time in milliseconds.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Tokens a provider would bill for the whole request, all messages together.

@@ -122,7 +122,8 @@ pub(super) fn decision(decision: Decision) -> proto::Decision {
         policy: Some(policy_ref(&decision.policy)),
         classifier: Some(classifier_ref(&decision.classifier)),
         continuation: String::new(),
-        experiment: decision.experiment.map(experiment),
+        experiment: decision.experiments.first().cloned().map(experiment),
+        experiments: decision.experiments.into_iter().map(experiment).collect(),
         input: Some(input_report(decision.input)),
         timings: Some(timings(decision.timings)),
         request_id: decision.request_id,
@@ -189,6 +190,7 @@ pub(super) fn finding(finding: &Finding) -> proto::Finding {
         path: finding.path.clone(),
         line: finding.line,
         message: finding.message.clone(),
+        tenant: finding.tenant.clone().unwrap_or_default(),
     }
 }
 

@@ -7,10 +7,12 @@ mod admission;
 pub mod codec;
 mod convert;
 mod deadline;
+mod diff;
 mod info_service;
 mod policy_service;
 pub mod proto;
 mod router_service;
+mod simulate;
 mod status;
 
 use std::sync::{Arc, OnceLock};

@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 use tonic::{Request, Response, Status};
 
 use super::proto::{self, policy_service_server::PolicyService};
-use super::{Backend, convert, status};
+use super::{Backend, convert, diff, simulate, status};
 use crate::policy::{MAX_DOCUMENT_BYTES, Policy, PolicyOptions, Severity};
 
 /// The policy service.
@@ -61,7 +61,8 @@ impl PolicyService for PolicyApi {
             return Err(status::invalid_field("document", problem));
         }
         let intents = self.backend.ready().map(|ready| ready.router.classifier().intent_labels().clone());
-        let check = move || Policy::check(document.as_bytes(), &PolicyOptions { intents });
+        let options = PolicyOptions { intents, ..PolicyOptions::default() };
+        let check = move || Policy::check(document.as_bytes(), &options);
         let findings = tokio::task::spawn_blocking(check)
             .await
             .map_err(|_| Status::internal("the document could not be checked"))?;
@@ -73,16 +74,16 @@ impl PolicyService for PolicyApi {
 
     async fn simulate_policy(
         &self,
-        _: Request<proto::SimulatePolicyRequest>,
+        request: Request<proto::SimulatePolicyRequest>,
     ) -> Result<Response<proto::SimulatePolicyResponse>, Status> {
-        Err(status::not_offered("SimulatePolicy"))
+        simulate::simulate(&self.backend, request.into_inner()).await.map(Response::new)
     }
 
     async fn diff_policy(
         &self,
-        _: Request<proto::DiffPolicyRequest>,
+        request: Request<proto::DiffPolicyRequest>,
     ) -> Result<Response<proto::DiffPolicyResponse>, Status> {
-        Err(status::not_offered("DiffPolicy"))
+        diff::diff(&self.backend, request.into_inner()).await.map(Response::new)
     }
 
     async fn publish_policy(

@@ -1,6 +1,6 @@
 //! Checks rules and builds what evaluates them quickly.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
 
 use crate::domain::{Structures, Tier};
 
+use super::evidence::Atom;
 use super::outcome::FixedBy;
 use super::path::{Path, Step};
 use super::spec::{ConditionSpec, EffectSpec, LengthSpec, RuleSpec};
@@ -27,6 +28,10 @@ pub struct RuleSet {
     pub(super) boundaries: Vec<(bool, bool)>,
     /// Every distinct regular expression.
     pub(super) regexes: RegexSet,
+    /// What keywords and expressions are called in a log, by their index.
+    pub(super) keyword_atoms: Vec<Atom>,
+    pub(super) regex_atoms: Vec<Atom>,
+    metadata_keys: BTreeSet<String>,
 }
 
 /// One rule, ready to be evaluated.
@@ -130,6 +135,7 @@ struct Compiler {
     keyword_list: Vec<String>,
     regexes: HashMap<String, usize>,
     regex_list: Vec<String>,
+    metadata_keys: BTreeSet<String>,
     errors: Vec<RuleError>,
 }
 
@@ -173,8 +179,17 @@ impl RuleSet {
         };
         match (regexes, keywords) {
             (Ok(regexes), Ok(keywords)) => {
-                let boundaries = compiler.keyword_list.iter().map(|keyword| needs_boundaries(keyword)).collect();
-                Ok(Self { rules, names, keywords, boundaries, regexes })
+                let Compiler { keyword_list, regex_list, metadata_keys, .. } = compiler;
+                Ok(Self {
+                    rules,
+                    names,
+                    keywords,
+                    boundaries: keyword_list.iter().map(|keyword| needs_boundaries(keyword)).collect(),
+                    regexes,
+                    keyword_atoms: keyword_list.iter().map(|keyword| Atom::keyword(keyword)).collect(),
+                    regex_atoms: regex_list.iter().map(|regex| Atom::regex(regex)).collect(),
+                    metadata_keys,
+                })
             }
             // The automaton over keywords fails only beyond 2^31 states, which no document of 1 MiB reaches.
             (_, _) => Err(vec![(0, RuleError { at: Path::default(), problem: RuleProblem::RegexSetTooBig })]),
@@ -189,6 +204,16 @@ impl RuleSet {
     /// Whether no rule is enabled.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Every question that its rules ask of a text.
+    pub fn atoms(&self) -> impl Iterator<Item = Atom> {
+        self.keyword_atoms.iter().chain(&self.regex_atoms).copied()
+    }
+
+    /// Every metadata key that its rules read.
+    pub fn metadata_keys(&self) -> &BTreeSet<String> {
+        &self.metadata_keys
     }
 }
 
@@ -287,6 +312,7 @@ impl Compiler {
             if metadata.is_empty() || metadata.values().any(Vec::is_empty) {
                 self.fail(&at.then("metadata"), RuleProblem::EmptyList);
             }
+            self.metadata_keys.extend(metadata.keys().cloned());
             parts.push(Condition::Metadata(metadata.clone().into_iter().collect()));
         }
         if let Some(keywords) = self.list(spec.keywords.as_deref(), at, "keywords") {

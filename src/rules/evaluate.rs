@@ -11,6 +11,7 @@ use crate::domain::TextSignals;
 
 use super::MAX_REGEX_TEXT_BYTES;
 use super::compile::{Condition, Rule, RuleSet, fold, joins_words};
+use super::evidence::Atom;
 use super::outcome::RuleOutcome;
 use super::spec::LengthSpec;
 
@@ -38,6 +39,22 @@ pub struct RuleStack {
     layers: Vec<Arc<RuleSet>>,
 }
 
+/// What conditions ask. `None`: not known, which happens only when a logged decision is replayed.
+pub(super) trait Facts {
+    /// What the text shows.
+    fn signals(&self) -> &TextSignals;
+    /// The request's tenant.
+    fn tenant(&self) -> &str;
+    /// The request's role.
+    fn role(&self) -> &str;
+    /// Whether the text has a keyword of list `layer`.
+    fn keyword(&self, layer: usize, id: usize) -> Option<bool>;
+    /// Whether an expression of list `layer` is found in the text.
+    fn regex(&self, layer: usize, id: usize) -> Option<bool>;
+    /// Whether the metadata has one of `values` under `key`.
+    fn metadata(&self, key: &str, values: &[String]) -> Option<bool>;
+}
+
 /// One list's automata over one text, each run at most once and only when a condition asks.
 struct Scan<'a> {
     set: &'a RuleSet,
@@ -61,25 +78,54 @@ impl RuleStack {
 
     /// What the rules fix for `input`.
     pub fn evaluate(&self, input: &RuleInput<'_>) -> RuleOutcome {
-        let mut outcome = RuleOutcome::default();
         if self.layers.is_empty() {
-            return outcome;
+            return RuleOutcome::default();
         }
-        let evaluation = Evaluation {
-            input: *input,
-            folded: OnceCell::new(),
-            scans: self.layers.iter().map(|set| Scan::new(set)).collect(),
-        };
+        self.decide(&Evaluation::new(&self.layers, input)).0
+    }
+
+    /// What the rules fix for `input`, and every question of theirs to the text whose answer is yes, sorted.
+    ///
+    /// Every automaton runs, so that a log of the answers has them all.
+    pub fn observe(&self, input: &RuleInput<'_>) -> (RuleOutcome, Vec<Atom>) {
+        if self.layers.is_empty() {
+            return <(RuleOutcome, Vec<Atom>)>::default();
+        }
+        let evaluation = Evaluation::new(&self.layers, input);
+        let outcome = self.decide(&evaluation).0;
+        let mut atoms = evaluation.holding();
+        atoms.sort_unstable();
+        atoms.dedup();
+        (outcome, atoms)
+    }
+
+    /// What the rules fix by `facts`, and the rules of which it cannot be told whether they match.
+    ///
+    /// Those are taken not to match.
+    pub(super) fn decide(&self, facts: &impl Facts) -> (RuleOutcome, Vec<Arc<str>>) {
+        let (mut outcome, mut unknown) = <(RuleOutcome, Vec<Arc<str>>)>::default();
         let mut heads: Vec<&[Rule]> = self.layers.iter().map(|set| set.rules.as_slice()).collect();
         while let Some((layer, rule)) = next_rule(&mut heads) {
-            if !self.hidden(layer, rule) && evaluation.holds(&rule.when, layer) {
-                outcome.apply(rule);
-                if rule.stop {
-                    break;
+            if self.hidden(layer, rule) {
+                continue;
+            }
+            match holds(&rule.when, facts, layer) {
+                Some(false) => {}
+                None => unknown.push(Arc::clone(&rule.name)),
+                Some(true) => {
+                    outcome.apply(rule);
+                    if rule.stop {
+                        break;
+                    }
                 }
             }
         }
-        outcome
+        (outcome, unknown)
+    }
+
+    /// The lists, the most general first.
+    pub(super) fn layers(&self) -> &[Arc<RuleSet>] {
+        &self.layers
     }
 
     fn hidden(&self, layer: usize, rule: &Rule) -> bool {
@@ -106,38 +152,112 @@ fn next_rule<'a>(heads: &mut [&'a [Rule]]) -> Option<(usize, &'a Rule)> {
     Some((layer, rule))
 }
 
+/// Whether a condition of list `layer` holds; `None` where that hangs on something that is not known.
+fn holds(condition: &Condition, facts: &impl Facts, layer: usize) -> Option<bool> {
+    let one_of = |values: &[String], value: &str| values.iter().any(|allowed| allowed == value);
+    let signals = facts.signals();
+    match condition {
+        Condition::All(parts) => all(parts.iter().map(|part| holds(part, facts, layer))),
+        Condition::Any(parts) => any(parts.iter().map(|part| holds(part, facts, layer))),
+        Condition::Not(part) => holds(part, facts, layer).map(|holds| !holds),
+        Condition::Tenant(tenants) => Some(one_of(tenants, facts.tenant())),
+        Condition::Role(roles) => Some(one_of(roles, facts.role())),
+        Condition::Length(bounds) => Some(within(bounds, signals)),
+        Condition::Language(languages) => {
+            Some(signals.language.is_some_and(|language| one_of(languages, language.as_str())))
+        }
+        Condition::Structure(wanted) => {
+            let found = signals.structures;
+            Some(crate::domain::Structure::ALL.iter().any(|s| wanted.contains(*s) && found.contains(*s)))
+        }
+        Condition::Metadata(pairs) => all(pairs.iter().map(|(key, values)| facts.metadata(key, values))),
+        Condition::Keywords(ids) => any(ids.iter().map(|id| facts.keyword(layer, *id as usize))),
+        Condition::Regex(id) => facts.regex(layer, *id),
+    }
+}
+
+/// False when one is, else unknown when one is; looks no further than it must.
+fn all(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let mut result = Some(true);
+    for part in parts {
+        match part {
+            Some(false) => return Some(false),
+            Some(true) => {}
+            None => result = None,
+        }
+    }
+    result
+}
+
+/// True when one is, else unknown when one is.
+fn any(mut parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let mut result = Some(false);
+    loop {
+        match parts.next() {
+            None => return result,
+            Some(Some(true)) => return Some(true),
+            Some(Some(false)) => {}
+            Some(None) => result = None,
+        }
+    }
+}
+
 // === impl Evaluation ===
 
-impl Evaluation<'_> {
-    fn holds(&self, condition: &Condition, layer: usize) -> bool {
-        let input = &self.input;
-        let one_of = |values: &[String], value: &str| values.iter().any(|allowed| allowed == value);
-        match condition {
-            Condition::All(parts) => parts.iter().all(|part| self.holds(part, layer)),
-            Condition::Any(parts) => parts.iter().any(|part| self.holds(part, layer)),
-            Condition::Not(part) => !self.holds(part, layer),
-            Condition::Tenant(tenants) => one_of(tenants, input.tenant),
-            Condition::Role(roles) => one_of(roles, input.role),
-            Condition::Length(bounds) => within(bounds, input.signals),
-            Condition::Language(languages) => {
-                input.signals.language.is_some_and(|language| one_of(languages, language.as_str()))
+impl<'a> Evaluation<'a> {
+    fn new(layers: &'a [Arc<RuleSet>], input: &RuleInput<'a>) -> Self {
+        Self { input: *input, folded: OnceCell::new(), scans: layers.iter().map(|set| Scan::new(set)).collect() }
+    }
+
+    fn keywords<'s>(&'s self, scan: &'s Scan<'a>) -> &'s [bool] {
+        scan.keywords.get_or_init(|| scan.find_keywords(self.folded.get_or_init(|| fold(self.input.text))))
+    }
+
+    fn regexes<'s>(&'s self, scan: &'s Scan<'a>) -> &'s SetMatches {
+        scan.regexes.get_or_init(|| scan.set.regexes.matches(start_of(self.input.text)))
+    }
+
+    /// What holds of everything that could be asked of the text.
+    fn holding(&self) -> Vec<Atom> {
+        let mut atoms = Vec::new();
+        for scan in &self.scans {
+            if !scan.set.keyword_atoms.is_empty() {
+                let found = self.keywords(scan).iter().zip(&scan.set.keyword_atoms);
+                atoms.extend(found.filter(|(found, _)| **found).map(|(_, atom)| *atom));
             }
-            Condition::Structure(wanted) => {
-                let found = input.signals.structures;
-                crate::domain::Structure::ALL.iter().any(|s| wanted.contains(*s) && found.contains(*s))
+            if !scan.set.regex_atoms.is_empty() {
+                atoms.extend(self.regexes(scan).iter().filter_map(|id| scan.set.regex_atoms.get(id)));
             }
-            Condition::Metadata(pairs) => {
-                pairs.iter().all(|(key, values)| input.metadata.get(key).is_some_and(|value| one_of(values, value)))
-            }
-            Condition::Keywords(ids) => self.scans.get(layer).is_some_and(|scan| {
-                let found =
-                    scan.keywords.get_or_init(|| scan.find_keywords(self.folded.get_or_init(|| fold(input.text))));
-                ids.iter().any(|id| found.get(*id as usize).copied().unwrap_or(false))
-            }),
-            Condition::Regex(id) => self.scans.get(layer).is_some_and(|scan| {
-                scan.regexes.get_or_init(|| scan.set.regexes.matches(start_of(input.text))).matched(*id)
-            }),
         }
+        atoms
+    }
+}
+
+impl Facts for Evaluation<'_> {
+    fn signals(&self) -> &TextSignals {
+        self.input.signals
+    }
+
+    fn tenant(&self) -> &str {
+        self.input.tenant
+    }
+
+    fn role(&self) -> &str {
+        self.input.role
+    }
+
+    fn keyword(&self, layer: usize, id: usize) -> Option<bool> {
+        let scan = self.scans.get(layer)?;
+        self.keywords(scan).get(id).copied()
+    }
+
+    fn regex(&self, layer: usize, id: usize) -> Option<bool> {
+        let scan = self.scans.get(layer)?;
+        Some(self.regexes(scan).matched(id))
+    }
+
+    fn metadata(&self, key: &str, values: &[String]) -> Option<bool> {
+        Some(self.input.metadata.get(key).is_some_and(|value| values.contains(value)))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod compile;
 mod evaluate;
+mod evidence;
 mod imply;
 mod outcome;
 mod path;
@@ -16,6 +17,7 @@ mod tests;
 
 pub use compile::{RuleError, RuleProblem, RuleSet};
 pub use evaluate::{RuleInput, RuleStack};
+pub use evidence::{Atom, Evidence, Replay};
 pub use outcome::{FixedBy, RuleOutcome};
 pub use path::{Path, Step};
 pub use spec::{ConditionSpec, EffectSpec, LengthSpec, RuleSpec};

@@ -1,6 +1,6 @@
 //! Tests of rules from their written form to what they fix.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,12 @@ fn evaluate(layers: &[Arc<RuleSet>], text: &str) -> RuleOutcome {
     let metadata = BTreeMap::from([("plan".to_owned(), "gold".to_owned())]);
     let input = RuleInput { text, signals: &signals, metadata: &metadata, tenant: "acme", role: "helper" };
     RuleStack::new(layers.iter().cloned()).evaluate(&input)
+}
+
+fn with_input(text: &str, check: impl FnOnce(&RuleInput<'_>)) {
+    let signals = signals(text);
+    let metadata = BTreeMap::from([("plan".to_owned(), "gold".to_owned())]);
+    check(&RuleInput { text, signals: &signals, metadata: &metadata, tenant: "acme", role: "helper" });
 }
 
 fn matches(when: &Value, text: &str) -> bool {
@@ -365,5 +371,39 @@ proptest! {
                 evaluate(&[Arc::new(rules)], &text);
             }
         }
+    }
+
+    #[test]
+    fn what_was_observed_replays_to_the_same_outcome(
+        parts in prop::collection::vec((condition(), effect(), any::<bool>()), 1..6), text in text(),
+    ) {
+        let rules: Vec<RuleSpec> = parts.into_iter().zip(0..).map(|((when, then, stop), priority)| {
+            let stop = stop || then.is_empty();
+            RuleSpec { name: format!("r{priority}"), enabled: true, priority, when, then, stop }
+        }).collect();
+        let set = Arc::new(RuleSet::compile(&rules).unwrap());
+        let stack = RuleStack::new([Arc::clone(&set)]);
+        with_input(&text, |input| {
+            let (outcome, holding) = stack.observe(input);
+            assert_eq!(outcome, stack.evaluate(input));
+            let (asked, holding): (HashSet<_>, HashSet<_>) = (set.atoms().collect(), holding.into_iter().collect());
+            let evidence = Evidence {
+                signals: input.signals,
+                metadata: input.metadata,
+                hidden_metadata: &[],
+                tenant: input.tenant,
+                role: input.role,
+                asked: &asked,
+                holding: &holding,
+            };
+            let replay = stack.replay(&evidence);
+            assert_eq!((replay.outcome, replay.unknown), (outcome.clone(), vec![]));
+            // What is not known makes rules unknown, never wrong: those that are told agree with the text.
+            let nothing = HashSet::new();
+            let blind = stack.replay(&Evidence { asked: &nothing, holding: &nothing, ..evidence });
+            if blind.unknown.is_empty() {
+                assert_eq!(blind.outcome, outcome);
+            }
+        });
     }
 }

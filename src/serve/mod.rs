@@ -21,6 +21,7 @@ use crate::artifact::default_roots;
 use crate::batch::BatchOptions;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
 use crate::config::{Config, PolicyPlace};
+use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions};
 use crate::encoder::{EncoderError, available_threads, open_device};
 use crate::policy::PolicyOptions;
 use crate::router::{DecideError, Router, RouterOptions};
@@ -52,6 +53,9 @@ pub enum ServeError {
     /// The policy cannot be loaded.
     #[error("cannot load the policy")]
     Policy(#[from] RefreshError),
+    /// The decision log cannot be started.
+    #[error("cannot start the decision log")]
+    DecisionLog(#[from] LogError),
     /// The encoder's thread cannot be started.
     #[error("cannot start the encoder thread")]
     Thread(#[source] std::io::Error),
@@ -86,6 +90,7 @@ pub struct Running {
     backend: Backend,
     health: HealthReporter,
     tasks: Tasks,
+    log: Arc<DecisionLog>,
     drain_timeout: Duration,
     /// Where gRPC is served.
     pub grpc_address: SocketAddr,
@@ -110,6 +115,8 @@ const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Time for the last answers to leave and for clients to take the server's goodbye.
 const LINGER: Duration = Duration::from_millis(500);
+/// Time for the decision log to reach the disk after the last request.
+const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// Names that health checks ask about; the empty one is the server as a whole.
 const HEALTH_SERVICES: [&str; 4] = ["", "pointsman.v1.Router", "pointsman.v1.PolicyService", "pointsman.v1.Info"];
 
@@ -148,13 +155,15 @@ impl Server {
         let classifier = Arc::new(load_classifier(&config).await?);
         let options = policy_options(&config, &classifier);
         let policies = Arc::new(PolicyStore::start(policy_source(&config), options).await?);
+        let log = Arc::new(DecisionLog::start(log_options(&config), Arc::clone(backend.metrics()))?);
         let router = Router::start(
             Arc::clone(&classifier),
             Arc::clone(&policies),
             Arc::clone(backend.metrics()),
             router_options(&config),
         )
-        .map_err(ServeError::Thread)?;
+        .map_err(ServeError::Thread)?
+        .with_log(Arc::clone(&log));
         router.warm_up().await?;
 
         if let Some(suited) = policies.source().poll_interval() {
@@ -169,6 +178,7 @@ impl Server {
             backend,
             health,
             tasks,
+            log,
             drain_timeout: config.drain_timeout,
             grpc_address: addresses.0,
             admin_address: addresses.1,
@@ -195,10 +205,29 @@ impl Running {
                 () = quiet(&self.backend) => {}
             }
         };
-        match tokio::time::timeout(self.drain_timeout, answered).await {
+        let drained = match tokio::time::timeout(self.drain_timeout, answered).await {
             Ok(()) => Drained::Completely,
             Err(_) => Drained::TimedOut,
-        }
+        };
+        finish_log(self.log).await;
+        drained
+    }
+}
+
+/// Writes out the decision log, as far as the disk goes along.
+///
+/// On a thread of its own: the runtime waits for its blocking tasks when it ends, and a disk that stands still would
+/// hold the process for ever.
+async fn finish_log(log: Arc<DecisionLog>) {
+    let (done, closed) = tokio::sync::oneshot::channel();
+    let close = move || {
+        log.close();
+        // Nobody waits any more when it took too long.
+        done.send(()).unwrap_or_default();
+    };
+    let started = std::thread::Builder::new().name("decision-log-close".to_owned()).spawn(close);
+    if started.is_err() || !matches!(tokio::time::timeout(LOG_TIMEOUT, closed).await, Ok(Ok(()))) {
+        tracing::warn!("the decision log could not be finished in time");
     }
 }
 
@@ -250,7 +279,19 @@ pub fn policy_options(config: &Config, classifier: &Classifier) -> PolicyOptions
         PolicyPlace::Embedded => None,
         PolicyPlace::File(_) => Some(classifier.intent_labels().clone()),
     };
-    PolicyOptions { intents }
+    PolicyOptions { intents, environment: config.environment.clone() }
+}
+
+/// What of decisions is kept, by `config`.
+fn log_options(config: &Config) -> LogOptions {
+    const MIB: u64 = 1024 * 1024;
+    let files = config.decision_log.as_ref().map(|dir| FileOptions {
+        dir: dir.clone(),
+        max_file_bytes: config.decision_log_file_mib * MIB,
+        max_file_age: config.decision_log_rotate,
+        max_total_bytes: config.decision_log_total_mib * MIB,
+    });
+    LogOptions { recent: config.decision_log_recent, files, keep_text: config.decision_log_text }
 }
 
 /// The bounds that `config` sets.

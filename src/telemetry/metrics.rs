@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::domain::{Decision, PolicyRef};
+use crate::domain::{Decision, ExperimentArm, PolicyRef};
 
 /// Every metric. Cheap to share behind an `Arc`; recording never blocks for long.
 #[derive(Debug)]
@@ -35,6 +35,47 @@ pub struct Metrics {
     policy_loads: Gauge,
     policy_rejections: Gauge,
     policy_fetch_failures: Gauge,
+    tenant_cost_usd: Family<TenantLabels, Counter<f64, AtomicU64>>,
+    tenant_decisions: Family<TenantLabels, Counter>,
+    experiment_arms: Family<ArmLabels, Counter>,
+    shadows: Family<ShadowLabels, Counter>,
+    logged: Family<LogLabels, Counter>,
+}
+
+/// What became of a decision that was to be logged.
+#[derive(Clone, Copy, Debug, EncodeLabelValue, Eq, Hash, PartialEq)]
+pub enum LogFate {
+    /// It is in the file.
+    Written,
+    /// Dropped: the disk is slower than decisions come.
+    QueueFull,
+    /// Dropped: the file cannot be written.
+    Failed,
+    /// Dropped: the log was closed before.
+    Closed,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TenantLabels {
+    tenant: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ArmLabels {
+    experiment: String,
+    arm: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ShadowLabels {
+    experiment: String,
+    arm: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct LogLabels {
+    fate: LogFate,
 }
 
 /// A part of answering one request.
@@ -143,6 +184,11 @@ impl Metrics {
             policy_loads: Gauge::default(),
             policy_rejections: Gauge::default(),
             policy_fetch_failures: Gauge::default(),
+            tenant_cost_usd: Family::default(),
+            tenant_decisions: Family::default(),
+            experiment_arms: Family::default(),
+            shadows: Family::default(),
+            logged: Family::default(),
         };
         metrics.register();
         metrics
@@ -177,6 +223,19 @@ impl Metrics {
         r.register("policy_loads", "Policy documents accepted since the start", self.policy_loads.clone());
         r.register("policy_rejections", "Policy documents refused since the start", self.policy_rejections.clone());
         r.register("policy_fetch_failures", "Fetches that failed since the start", self.policy_fetch_failures.clone());
+        r.register(
+            "decision_cost_usd",
+            "Estimated cost in US dollars of the selected models' answers, by tenant of the policy",
+            self.tenant_cost_usd.clone(),
+        );
+        r.register("tenant_decisions", "Decisions by tenant of the policy", self.tenant_decisions.clone());
+        r.register("experiment_decisions", "Decisions by experiment and arm", self.experiment_arms.clone());
+        r.register(
+            "shadow_decisions",
+            "Shadow decisions by whether they select the served model",
+            self.shadows.clone(),
+        );
+        r.register("decision_log_lines", "Decisions by what became of them in the decision log", self.logged.clone());
     }
 
     /// Counts a decision and its stage times.
@@ -188,6 +247,10 @@ impl Metrics {
             source: decision.source.as_str(),
         };
         self.decisions.get_or_create(&labels).inc();
+        for told in &decision.experiments {
+            let labels = ArmLabels { experiment: told.experiment.to_string(), arm: told.arm.to_string() };
+            self.experiment_arms.get_or_create(&labels).inc();
+        }
         let timings = &decision.timings;
         for (stage, us) in [
             (Stage::Text, timings.text_us),
@@ -200,6 +263,33 @@ impl Metrics {
             if us > 0 || stage == Stage::Total {
                 self.stages.get_or_create(&StageLabels { stage }).observe(us as f64 * 1e-6);
             }
+        }
+    }
+
+    /// Counts what a decision for `tenant` is expected to cost. The caller passes only tenants of the policy, or the
+    /// empty name: what callers make up must not become series.
+    pub fn record_cost(&self, tenant: &str, usd: f64) {
+        let labels = TenantLabels { tenant: tenant.to_owned() };
+        self.tenant_cost_usd.get_or_create(&labels).inc_by(usd);
+        self.tenant_decisions.get_or_create(&labels).inc();
+    }
+
+    /// Counts what a shadow would have selected: `same`, `other`, or `undecided` where it needs the classifier and the
+    /// request did not.
+    pub fn record_shadow(&self, told: &ExperimentArm, agrees: Option<bool>) {
+        let result = match agrees {
+            Some(true) => "same",
+            Some(false) => "other",
+            None => "undecided",
+        };
+        let labels = ShadowLabels { experiment: told.experiment.to_string(), arm: told.arm.to_string(), result };
+        self.shadows.get_or_create(&labels).inc();
+    }
+
+    /// Counts what became of `n` decisions in the log.
+    pub fn record_logged(&self, fate: LogFate, n: u64) {
+        if n > 0 {
+            self.logged.get_or_create(&LogLabels { fate }).inc_by(n);
         }
     }
 

@@ -6,4 +6,4 @@ mod logs;
 mod metrics;
 
 pub use logs::{LogFormat, check_log_filter, init_logs};
-pub use metrics::{CacheResult, Metrics, PolicyGauges, Stage};
+pub use metrics::{CacheResult, LogFate, Metrics, PolicyGauges, Stage};

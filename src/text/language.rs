@@ -24,6 +24,11 @@ pub(super) fn detect(text: &str) -> Option<Language> {
         .then(|| Language(info.lang().code()))
 }
 
+/// The language of that code, where the detector knows it.
+pub(super) fn of_code(code: &str) -> Option<Language> {
+    whatlang::Lang::from_code(code).map(|language| Language(language.code()))
+}
+
 /// Scripts that name a language (or nearly) in a few characters.
 fn is_distinctive_script(c: char) -> bool {
     matches!(c, '\u{3040}'..='\u{30ff}' | '\u{ac00}'..='\u{d7af}' | '\u{4e00}'..='\u{9fff}' | '\u{0e00}'..='\u{0e7f}')

@@ -50,6 +50,11 @@ pub struct Task {
 /// of English; 8 KiB leaves the features something to count and bounds the work on hostile input.
 pub const MAX_USED_BYTES: usize = 8 * 1_024;
 
+/// The language of an ISO 639-3 code, if it is one that can be found in a text.
+pub fn language(code: &str) -> Option<crate::domain::Language> {
+    language::of_code(code)
+}
+
 /// Chooses, cleans, cuts and describes what is to be classified.
 pub fn prepare(content: &Content) -> Prepared {
     let chosen = select::choose(content);

@@ -30,14 +30,14 @@ fn policy_show_round_trips_through_policy_validate() {
     let path = dir.path().join("policy.yaml");
     std::fs::write(&path, &shown).unwrap();
     let (code, out, _) = run(&["policy", "validate", text_of(&path)]);
-    assert_eq!((code, out.trim_end()), (0, "0 error(s), 0 warning(s)"));
+    assert_eq!((code, out.trim_end()), (0, "0 errors, 0 warnings"));
 
     std::fs::write(&path, shown.replace("gpt-5-nano, mistral-small]", "gpt-5-pico, mistral-small]")).unwrap();
     let (code, out, _) = run(&["policy", "validate", text_of(&path)]);
     let line = shown.lines().position(|line| line.starts_with("  small: ")).unwrap() + 1;
     assert_eq!(code, 1);
     assert!(out.contains(&format!("policy.yaml:{line}")) && out.contains("gpt-5-pico"), "{out}");
-    assert!(out.ends_with("1 error(s), 0 warning(s)\n") || out.contains("1 error(s)"), "{out}");
+    assert!(out.contains("\n1 error, "), "{out}");
 
     let (code, _, err) = run(&["policy", "validate", "/nowhere.yaml"]);
     assert!(code == 1 && err.contains("/nowhere.yaml"), "{err}");

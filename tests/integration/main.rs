@@ -10,6 +10,8 @@
 
 mod bad_input;
 mod commands;
+mod decisions;
+mod documentation;
 mod encoder;
 mod grpc;
 mod hub;

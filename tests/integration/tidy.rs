@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 /// The one-way order: a module uses only modules of a lower rank, so those of one rank do not know each other.
-const RANKS: [(&str, u8); 18] = [
+const RANKS: [(&str, u8); 19] = [
     // Vocabulary. No I/O.
     ("domain", 0),
     ("telemetry", 1),
@@ -18,6 +18,7 @@ const RANKS: [(&str, u8); 18] = [
     ("policy", 3),
     ("encoder", 3),
     ("sources", 4),
+    ("decisions", 4),
     ("classifier", 4),
     ("batch", 5),
     // Training and evaluation see what a classifier is made of and nothing of the service.

@@ -10,7 +10,7 @@ use crate::offline::evaluate::{Evaluation, Mistake, TokenBucket};
 use crate::offline::metrics::{Confusion, ReliabilityBin};
 
 /// The style sheet; the attribute selectors give the plots' placeholder colours their meaning in both schemes.
-const STYLE: &str = include_str!("report.css");
+pub(super) const STYLE: &str = include_str!("report.css");
 
 /// What a report tells of one model.
 #[derive(Clone, Copy, Debug)]

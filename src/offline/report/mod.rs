@@ -7,6 +7,7 @@ mod card;
 mod html;
 mod plot;
 mod robustness;
+mod simulation;
 mod tables;
 mod text;
 
@@ -19,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 pub use card::DataCard;
 pub use html::{ModelPage, html};
 pub use robustness::text as robustness_text;
+pub use simulation::{html as simulation_html, text as simulation_text};
 pub use text::text;
 
 use super::evaluate::Evaluation;

@@ -10,7 +10,7 @@ use super::{classification, intents, load, signals};
 
 #[test]
 fn has_no_findings_at_all() {
-    let options = PolicyOptions { intents: Some(intents()) };
+    let options = PolicyOptions { intents: Some(intents()), ..PolicyOptions::default() };
     let findings = Policy::check(DEFAULT_DOCUMENT.as_bytes(), &options);
     assert!(findings.is_empty(), "{}", render_findings(&findings, "default.yaml"));
 }

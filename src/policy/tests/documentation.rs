@@ -30,11 +30,11 @@ fn sections(document: &str) -> BTreeMap<String, String> {
 
 #[test]
 fn every_example_is_valid() {
-    let options = PolicyOptions { intents: Some(intents()) };
+    let options = PolicyOptions { intents: Some(intents()), ..PolicyOptions::default() };
     let examples = examples();
     let base = sections(examples[0]);
     assert!(Policy::check(examples[0].as_bytes(), &options).is_empty(), "the first has no findings at all");
-    assert!(examples.len() >= 8);
+    assert!(examples.len() >= 6);
     for example in examples {
         let mut document = base.clone();
         document.extend(sections(example));

@@ -34,7 +34,7 @@ tenants:
 "#;
 
 fn check(document: &str) -> Vec<Finding> {
-    Policy::check(document.as_bytes(), &PolicyOptions { intents: Some(intents()) })
+    Policy::check(document.as_bytes(), &PolicyOptions { intents: Some(intents()), ..PolicyOptions::default() })
 }
 
 /// Each finding as `CODE path line`.
@@ -114,6 +114,7 @@ fn each_mistake_has_its_code_path_and_line() {
             "threshold: {min_confidence: 0.5}",
             &["UNKNOWN_FIELD roles.helper.threshold 22"],
         ),
+        ("{thresholds: {min_confidence: 0.5}}", "{thresholds: [0.5]}", &["INVALID_VALUE roles.helper.thresholds 22"]),
         ("best: [mid, strong]}}", "best: [mid, none]}}", &["UNKNOWN_MODEL tenants.acme.chains.best[1] 24"]),
         (
             "best: [mid, strong]}}",
@@ -129,7 +130,23 @@ fn each_mistake_has_its_code_path_and_line() {
         ("schema: pointsman.policy/v1", "schema: pointsman.policy/v2", &["UNKNOWN_SCHEMA schema 1"]),
         ("id: test", "idd: test", &["MISSING_FIELD  1", "UNKNOWN_FIELD idd 2"]),
         ("id: test", "id: \"\"", &["INVALID_VALUE id 2"]),
+        (
+            "roles:\n",
+            "defaults: {answer_lengths: [{intent: chat, tier: simple, tokens: 0}]}\nroles:\n",
+            &["OUT_OF_RANGE defaults.answer_lengths[0].tokens 21"],
+        ),
+        (
+            "roles:\n",
+            "defaults: {answer_lengths: {intent: chatter, tier: simple, tokens: 9}}\nroles:\n",
+            &["UNKNOWN_INTENT defaults.answer_lengths[0].intent 21"],
+        ),
         // Warnings.
+        ("routes:\n", "chain: cheap\nroutes:\n", &["UNREACHABLE_ROUTE routes 15"]),
+        (
+            "helper: {thresholds",
+            "helper: {chain: cheap, routes: [{intent: chat, tier: simple, chain: best}], thresholds",
+            &["UNREACHABLE_ROUTE roles.helper.routes 22"],
+        ),
         ("  b: {enabled: true}", "  b: {}\n  c: {}", &["PROVIDER_WITHOUT_MODELS providers.c 7"]),
         ("  b: {enabled: true}\n", "", &["PROVIDER_NOT_LISTED models.mid.provider 8"]),
         ("cheap: [weak, mid]", "cheap: [weak, strong]", &["SINGLE_PROVIDER_CHAIN chains.cheap 12"]),

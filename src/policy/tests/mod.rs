@@ -2,9 +2,14 @@
 
 mod default_document;
 mod documentation;
+mod experiments;
 mod findings;
 mod properties;
 mod resolve;
+mod scenarios;
+mod schema;
+mod tenants;
+mod tools;
 
 use std::sync::Arc;
 
@@ -36,7 +41,7 @@ fn intents() -> Arc<[Arc<str>]> {
 }
 
 fn load(document: &str) -> Arc<Policy> {
-    let options = PolicyOptions { intents: Some(intents()) };
+    let options = PolicyOptions { intents: Some(intents()), ..PolicyOptions::default() };
     match Policy::load(document.as_bytes(), &options) {
         Ok(policy) => Arc::new(policy),
         Err(invalid) => panic!("{}", super::render_findings(&invalid.findings, "test")),

@@ -114,7 +114,7 @@ impl Draft {
 
     fn load(&self) -> Arc<Policy> {
         let document = self.document();
-        let options = PolicyOptions { intents: Some(intents()) };
+        let options = PolicyOptions { intents: Some(intents()), ..PolicyOptions::default() };
         Arc::new(Policy::load(document.as_bytes(), &options).unwrap_or_else(|e| panic!("{e}\n{document}")))
     }
 }

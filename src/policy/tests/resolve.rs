@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{classification, load, signals};
 
 /// Three providers, four models; overrides at every level.
-const DOCUMENT: &str = r#"
+pub(super) const DOCUMENT: &str = r#"
 schema: pointsman.policy/v1
 id: test
 version: "1"
@@ -314,6 +314,30 @@ fn candidates_carry_what_the_caller_needs() {
     assert!((selected.success_probability.unwrap().value() - 0.5).abs() < 1e-9);
     assert_eq!(resolution.fallbacks[1].candidate.success_probability, None, "no ability");
     assert_eq!(resolution.fallbacks[0].reason.code, ReasonCode::NextInChain);
+}
+
+#[test]
+fn cost_goes_by_the_usual_length_of_such_answers() {
+    let lengths =
+        "answer_lengths: [{intent: code, tier: \"*\", tokens: 900}, {intent: \"*\", tier: complex, tokens: 400}]";
+    let policy =
+        load(&DOCUMENT.replace("expected_output_tokens: 100", &format!("expected_output_tokens: 100\n  {lengths}")));
+    let scope = policy.scope("", "").unwrap();
+    let rules = RuleOutcome::default();
+    let cost = |intent: &str, tiers: [f32; 3], said: Option<u32>, cap: Option<f64>| {
+        let requirements = Requirements { max_cost_usd: cap, ..Requirements::default() };
+        let classification = classification(intent, tiers, 0.5);
+        let signals = Signals { output_tokens: said, ..signals(Some(&classification), &rules, &requirements) };
+        scope.resolve(&signals).map(|found| (found.selected.estimated_cost_usd * 1e6).round() as u64).ok()
+    };
+    let (simple, complex) = ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0]);
+    // 100 tokens in; tiny costs 1, base 2, top 9 for a million in and out.
+    assert_eq!(cost("open_qa", simple, None, None), Some(100 + 100));
+    assert_eq!(cost("open_qa", complex, None, None), Some(9 * (100 + 400)));
+    assert_eq!(cost("code", simple, None, None), Some(100 + 900));
+    assert_eq!(cost("code", complex, None, None), Some(2 * (100 + 900)), "the first that takes both");
+    assert_eq!(cost("code", simple, Some(10), None), Some(100 + 10), "what the request says wins");
+    assert_eq!(cost("code", simple, None, Some(999e-6)), None, "a cap is held against the usual length");
 }
 
 #[test]

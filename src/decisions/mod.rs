@@ -1,0 +1,24 @@
+//! The decision log, and what can be asked of it: what would another policy have decided?
+//!
+//! A [`DecisionRecord`] holds every signal that a decision rests on and not the text. [`DecisionLog`] keeps the last ones
+//! in memory and writes all of them to files, without ever making a request wait. [`replay`] decides a record again under
+//! another policy, and [`simulate`] tells what that changes over many of them.
+
+mod files;
+mod line;
+mod log;
+mod record;
+mod replay;
+mod simulate;
+
+#[cfg(test)]
+mod tests;
+
+pub use files::FileOptions;
+pub use line::{Line, Lines, read_lines};
+pub use log::{DecisionLog, LogError, LogOptions};
+pub use record::{Context, DecisionRecord, InputRecord, Outcome, ShadowRecord, SignalsRecord};
+pub use replay::{Baseline, NotReplayable, replay};
+pub use simulate::{
+    ChangedDecision, LineCounts, Mix, PolicyName, QualityChange, SimulationReport, TenantEffect, Transition, simulate,
+};
