@@ -7,6 +7,7 @@
 
 mod decode;
 mod document;
+mod edit;
 mod finding;
 mod lint;
 mod parse;
@@ -24,6 +25,7 @@ pub use document::{
     AccessPath, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec, ProviderSpec,
     RouteSpec, SCHEMA, SafeAnswerSpec, TenantSpec, ThresholdsSpec, TierPattern, UnknownTenant,
 };
+pub use edit::{EditError, set_provider_enabled};
 pub use finding::{Finding, FindingCode, Severity, render_findings};
 pub use resolve::{NoCandidate, Resolution, Signals};
 pub use scope::{Scope, ScopeError};

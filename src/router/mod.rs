@@ -16,7 +16,7 @@ use crate::domain::{
 };
 use crate::policy::{NoCandidate, Resolution, ScopeError, Signals};
 use crate::rules::RuleInput;
-use crate::sources::PolicyStore;
+use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
 use crate::telemetry::{Metrics, Stage};
 use crate::text::{self, Prepared};
 use cache::ClassificationCache;
@@ -64,6 +64,9 @@ pub enum DecideError {
     /// The caller's fault: tenant or role.
     #[error("the policy does not cover the request")]
     Scope(#[from] ScopeError),
+    /// The policy was not confirmed for too long; the control plane's fault.
+    #[error("the policy is too old")]
+    Stale(#[from] PolicyStale),
     /// The policy leaves no candidate for what the caller requires.
     #[error("no candidate is left")]
     NoCandidate(#[from] NoCandidate),
@@ -136,6 +139,7 @@ impl Router {
         }
         // One snapshot from start to end, whatever is published meanwhile.
         let active = self.policies.snapshot();
+        let standing = self.policies.standing(&active)?;
         let scope = active.policy.scope(&query.tenant, &query.role)?;
 
         let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
@@ -172,7 +176,8 @@ impl Router {
                 })
             },
         )?;
-        let decision = self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock);
+        let mut decision = self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock);
+        mark(&mut decision, standing, &active);
         self.metrics.record_decision(&decision);
         log_decision(&decision, query);
         Ok(decision)
@@ -339,6 +344,27 @@ impl Clock {
         self.timings.total_us = Stage::micros(self.started.elapsed());
         self.timings
     }
+}
+
+/// Says in the decision how far its policy can be relied on.
+fn mark(decision: &mut Decision, standing: Standing, active: &ActivePolicy) {
+    let age_s = decision.policy.age_ms / 1_000;
+    let (code, text) = match (standing, active.origin) {
+        (Standing::Confirmed, _) => return,
+        (Standing::Stale, _) => {
+            decision.source = Source::Degraded;
+            (ReasonCode::PolicyStale, format!("the policy's source has not confirmed it for {age_s} s"))
+        }
+        (Standing::StandIn, Origin::Embedded) => {
+            let text = "the policy's source has given nothing usable since the start; the embedded default stands in";
+            (ReasonCode::PolicyStandIn, text.to_owned())
+        }
+        (Standing::StandIn, Origin::Copy | Origin::Source) => {
+            let text = "the policy's source has given nothing usable since the start; the copy on disk stands in";
+            (ReasonCode::PolicyStandIn, format!("{text}, confirmed {age_s} s ago"))
+        }
+    };
+    decision.reasons.push(Reason::new(code, text));
 }
 
 fn input_report(prepared: &Prepared, classification: Option<&Classification>) -> InputReport {

@@ -112,7 +112,7 @@ async fn reload_broken_policy_keeps_last_good_and_recovers() {
     await_version(&service, "3").await;
     let status = policy_status(&service).await;
     assert_eq!((status.loads, status.rejections, status.last_error.as_str()), (2, 2, ""));
-    assert_eq!(service.metric("pointsman_policy_rejections"), Some(2.0));
+    assert_eq!(service.metric_sum("pointsman_policy_rejected_total"), 2.0);
 }
 
 #[tokio::test]

@@ -42,14 +42,19 @@ const ONLY_USED_BY: [(&str, &[&str]); 6] = [
 ];
 
 /// Crates that only these modules know.
-const CRATES: [(&str, &[&str]); 12] = [
-    ("tonic", &["rpc", "serve", "loadgen"]),
+const CRATES: [(&str, &[&str]); 16] = [
+    // `sources` speaks gRPC with etcd.
+    ("tonic", &["rpc", "serve", "loadgen", "sources"]),
     ("tonic_prost", &["rpc"]),
     ("tonic_types", &["rpc", "serve"]),
     ("tonic_health", &["serve"]),
     ("tonic_reflection", &["serve"]),
     ("prost", &["rpc", "loadgen"]),
     ("axum", &["serve"]),
+    ("hyper", &["sources"]),
+    ("hyper_rustls", &["sources"]),
+    ("rustls", &["sources"]),
+    ("ring", &["sources"]),
     ("candle_core", &["encoder", "classifier", "offline", "cli"]),
     ("candle_nn", &["encoder", "offline"]),
     ("candle_transformers", &["encoder"]),

@@ -2,6 +2,7 @@
 
 mod default_document;
 mod documentation;
+mod edit;
 mod findings;
 mod properties;
 mod resolve;
