@@ -83,7 +83,7 @@ impl EtcdSource {
     }
 
     async fn read(&self, seen: Option<&str>) -> Result<Fetched, SourceError> {
-        let range = |key: String| RequestOp { request: Some(Op::RequestRange(RangeRequest { key: key.into() })) };
+        let range = |key: String| RequestOp { request: Some(Op::Range(RangeRequest { key: key.into() })) };
         let request =
             TxnRequest { compare: vec![], success: vec![range(self.key.clone()), range(self.signature_key())] };
         let answer = self.connection.txn(request).await?;
@@ -122,10 +122,10 @@ impl EtcdSource {
             key: key.into(),
             target_union: Some(TargetUnion::ModRevision(revision)),
         };
-        let put = |key: String, value: &[u8]| Op::RequestPut(PutRequest { key: key.into(), value: value.to_vec() });
+        let put = |key: String, value: &[u8]| Op::Put(PutRequest { key: key.into(), value: value.to_vec() });
         let signature_op = match signature {
             Some(signature) => put(self.signature_key(), signature.as_bytes()),
-            None => Op::RequestDeleteRange(DeleteRangeRequest { key: self.signature_key().into() }),
+            None => Op::DeleteRange(DeleteRangeRequest { key: self.signature_key().into() }),
         };
         let request = TxnRequest {
             compare: vec![
@@ -244,7 +244,7 @@ impl Revisions {
 
 fn first_pair(answer: ResponseOp) -> Option<KeyValue> {
     match answer.response? {
-        Answer::ResponseRange(range) => range.kvs.into_iter().next(),
-        Answer::ResponsePut(_) | Answer::ResponseDeleteRange(_) => None,
+        Answer::Range(range) => range.kvs.into_iter().next(),
+        Answer::Put(_) | Answer::DeleteRange(_) => None,
     }
 }
