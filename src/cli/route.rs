@@ -94,7 +94,7 @@ async fn start_router(text: TextArgs) -> anyhow::Result<Router> {
     };
     let config = Config::from_raw(settings, RawConfig::default())?;
     let classifier = Arc::new(load_classifier(&config).await?);
-    let policies = Arc::new(start_policies(&config.policy, policy_options(&config.policy, &classifier)).await?);
+    let policies = Arc::new(start_policies(&config.policy, policy_options(&config, &classifier)).await?);
     Ok(Router::start(classifier, policies, Arc::new(Metrics::new()), router_options(&config))?)
 }
 

@@ -153,7 +153,7 @@ impl Server {
         tasks.spawn(admin::serve(admin, backend.clone(), tasks.stopping()));
 
         let classifier = Arc::new(load_classifier(&config).await?);
-        let policies = Arc::new(start_policies(&config.policy, policy_options(&config.policy, &classifier)).await?);
+        let policies = Arc::new(start_policies(&config.policy, policy_options(&config, &classifier)).await?);
         let router = Router::start(
             Arc::clone(&classifier),
             Arc::clone(&policies),

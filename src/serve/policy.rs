@@ -1,7 +1,7 @@
 //! From settings to a policy store.
 
 use crate::classifier::Classifier;
-use crate::config::{PolicyConfig, PolicyPlace, WhenStale};
+use crate::config::{Config, PolicyConfig, PolicyPlace, WhenStale};
 use crate::policy::PolicyOptions;
 use crate::sources::{
     self, DEFAULT_TTL, EmbeddedSource, EtcdPlace, EtcdSource, FileSource, HttpSource, PolicySource, PolicyStore,
@@ -33,8 +33,8 @@ pub async fn start_policies(config: &PolicyConfig, options: PolicyOptions) -> Re
 ///
 /// One that an operator names must fit the classifier: a misspelt intent is an error. The embedded one is written for
 /// the default classifier's intents; under other labels its wildcard routes answer.
-pub fn policy_options(config: &PolicyConfig, classifier: &Classifier) -> PolicyOptions {
-    let named = config.place != PolicyPlace::Embedded;
+pub fn policy_options(config: &Config, classifier: &Classifier) -> PolicyOptions {
+    let named = config.policy.place != PolicyPlace::Embedded;
     PolicyOptions { intents: named.then(|| classifier.intent_labels().clone()) }
 }
 

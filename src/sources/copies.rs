@@ -183,9 +183,10 @@ impl Copies {
     }
 }
 
-/// Time since `unix_ms` by the wall clock, which is all there is across a restart; a clock that was set back gives 0.
+/// Time since `unix_ms` by the wall clock, which is all there is across a restart. A time in the future shows that the
+/// clock was set back by at least that much; it counts as past, so that a policy never looks fresher for it.
 pub(super) fn age_of(unix_ms: u64) -> Duration {
-    Duration::from_millis(unix_ms_of(SystemTime::now()).saturating_sub(unix_ms))
+    Duration::from_millis(unix_ms_of(SystemTime::now()).abs_diff(unix_ms))
 }
 
 /// Milliseconds since 1970.
@@ -227,6 +228,15 @@ mod tests {
             assert_eq!(copies.read_copy(&sha256_hex(document.as_bytes())).unwrap(), copy(document));
         }
         assert_eq!(std::fs::read_dir(copies.dir()).unwrap().count(), 3, "two copies and current.json");
+    }
+
+    #[test]
+    fn a_clock_that_jumped_does_not_make_a_copy_fresh() {
+        let (now, hour) = (unix_ms_of(SystemTime::now()), 3_600_000);
+        for then in [now - hour, now + hour] {
+            let age = age_of(then).as_secs();
+            assert!((3_590..=3_610).contains(&age), "{age} s");
+        }
     }
 
     #[test]

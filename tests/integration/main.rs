@@ -10,6 +10,10 @@
 
 mod bad_input;
 mod commands;
+mod control_plane;
+mod control_plane_changes;
+mod control_plane_faults;
+mod control_plane_support;
 mod encoder;
 mod grpc;
 mod hub;

@@ -196,7 +196,7 @@ impl Start<'_> {
     /// The embedded policy is written for the default classifier's intents; under others its wildcard routes answer.
     async fn embedded(&self) -> Result<ActivePolicy, RefreshError> {
         let (document, place) = (DEFAULT_DOCUMENT.as_bytes().to_vec(), "the embedded default".to_owned());
-        let options = PolicyOptions { intents: None };
+        let options = PolicyOptions::default();
         let admitted = admit(document, None, "embedded".to_owned(), options, None, place).await?;
         // It was never in force at the source: nobody goes back to it.
         Ok(ActivePolicy {
