@@ -72,11 +72,20 @@ impl PolicySource for FileSource {
 
     fn fetch<'a>(&'a self, seen: Option<&'a str>) -> Fetch<'a> {
         Box::pin(async move {
-            let bytes = read(&self.path).await?;
-            let signature = match read(&self.signature_path()).await {
-                Ok(signature) => Some(String::from_utf8_lossy(&signature).into_owned()),
-                Err(error) if error.is_absent() => None,
-                Err(error) => return Err(error),
+            let mut bytes = read(&self.path).await?;
+            let signature = loop {
+                let signature = match read(&self.signature_path()).await {
+                    Ok(signature) => String::from_utf8_lossy(&signature).into_owned(),
+                    Err(error) if error.is_absent() => break None,
+                    Err(error) => return Err(error),
+                };
+                // Two files are not read in one step: a document that was replaced meanwhile may have lost the
+                // signature that was read.
+                let again = read(&self.path).await?;
+                if again == bytes {
+                    break Some(signature);
+                }
+                bytes = again;
             };
             let revision = revision(&bytes, signature.as_deref());
             if seen == Some(revision.as_str()) {

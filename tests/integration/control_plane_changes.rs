@@ -219,26 +219,27 @@ async fn operators_do_it_all_from_the_command_line() {
     });
     let service = service.await.unwrap();
     let server = service.grpc.to_string();
-    let (server, live) = (["--server", &server], file("live.yaml"));
-    let with = |arguments: &[&str]| [arguments, &server].concat();
+    let live = file("live.yaml");
+    let at_server = |arguments: &[&str]| run(&[arguments, &["--server", &server]].concat());
+    let ok_at_server = |arguments: &[&str]| ok(&[arguments, &["--server", &server]].concat());
 
     std::fs::write(dir.path().join("two.yaml"), version(2)).unwrap();
-    let (code, _, err) = run(&with(&["policy", "publish", &file("two.yaml")]));
+    let (code, _, err) = at_server(&["policy", "publish", &file("two.yaml")]);
     assert!(code == 1 && err.contains("not signed"), "{err}");
-    let out = ok(&with(&["policy", "publish", &file("two.yaml"), "--sign-with", &file("key")]));
+    let out = ok_at_server(&["policy", "publish", &file("two.yaml"), "--sign-with", &file("key")]);
     assert!(out.contains("in force: fleet 2"), "{out}");
-    let (code, _, err) = run(&with(&["policy", "publish", &file("one.yaml"), "--expect", "00"]));
+    let (code, _, err) = at_server(&["policy", "publish", &file("one.yaml"), "--expect", "00"]);
     assert!(code == 1 && err.contains("FailedPrecondition"), "{err}");
     // The switch, where policies must be signed: edited and signed here.
-    assert_eq!(run(&with(&["policy", "provider", "anthropic", "off"])).0, 1);
-    let out = ok(&with(&["policy", "provider", "anthropic", "off", "--sign-with", &file("key")]));
+    assert_eq!(at_server(&["policy", "provider", "anthropic", "off"]).0, 1);
+    let out = ok_at_server(&["policy", "provider", "anthropic", "off", "--sign-with", &file("key")]);
     assert!(out.contains("in force: fleet 2+1"), "{out}");
     assert!(std::fs::read_to_string(&live).unwrap().contains("anthropic: {enabled: false} # the switch"));
-    let out = ok(&with(&["policy", "rollback"]));
+    let out = ok_at_server(&["policy", "rollback"]);
     assert!(out.contains("in force: fleet 2 "), "{out}");
-    let out = ok(&with(&["policy", "rollback", "1"]));
+    let out = ok_at_server(&["policy", "rollback", "1"]);
     assert!(out.contains("in force: fleet 1 "), "{out}");
-    let out = ok(&with(&["policy", "status"]));
+    let out = ok_at_server(&["policy", "status"]);
     for part in
         ["policy      fleet 1", "live.yaml", "writable    yes", "history     2+1 ", "(in force)", "last error  none"]
     {
