@@ -6,7 +6,8 @@ use pointsman::sources::SigningKey;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::control_plane_support::{Etcd, POLICY, Plane, Traffic, await_version, status, version};
+use super::control_plane_etcd::Etcd;
+use super::control_plane_support::{POLICY, Plane, Traffic, await_version, status, version};
 use super::support::{Service, eventually, run};
 
 const KEY: &str = "/pointsman/test/policy";

@@ -1,8 +1,8 @@
-//! Control planes for the tests: a web server that misbehaves as told, a real etcd, and traffic that is watched.
+//! A control plane for the tests, which misbehaves as told, and traffic that is watched.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener as StdListener};
-use std::process::{Child, Command, Stdio};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use pointsman::rpc::proto;
 use pointsman::rpc::proto::router_client::RouterClient;
-use pointsman::sources::{EtcdPlace, EtcdSource, Fetched, PolicySource as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use super::support::{PATIENCE, Service, ask, channel, eventually};
 
@@ -69,14 +69,7 @@ struct Shared {
     requests: AtomicUsize,
     not_modified: AtomicUsize,
     arrivals: Mutex<Vec<Instant>>,
-}
-
-/// A real etcd on ports of its own.
-pub(crate) struct Etcd {
-    child: Child,
-    pub(crate) client: SocketAddr,
-    peer: SocketAddr,
-    dir: tempfile::TempDir,
+    tls: Option<TlsAcceptor>,
 }
 
 /// Requests to a service, one after another, and everything that was answered.
@@ -137,6 +130,11 @@ pub(crate) fn version(version: usize) -> String {
 
 impl Plane {
     pub(crate) async fn start(document: &str) -> Self {
+        Self::start_with(document, None).await
+    }
+
+    /// The same over TLS.
+    pub(crate) async fn start_with(document: &str, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -147,6 +145,7 @@ impl Plane {
             requests: AtomicUsize::new(0),
             not_modified: AtomicUsize::new(0),
             arrivals: Mutex::default(),
+            tls,
         });
         let task = Mutex::new(Some(tokio::spawn(accept(listener, Arc::clone(&shared)))));
         Self { address, shared, task }
@@ -209,11 +208,19 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let shared = Arc::clone(&shared);
-        connections.spawn(async move { drop(serve(stream, &shared).await) });
+        connections.spawn(async move {
+            drop(match &shared.tls {
+                None => serve(stream, &shared).await,
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => serve(stream, &shared).await,
+                    Err(error) => Err(error),
+                },
+            });
+        });
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> std::io::Result<()> {
     loop {
         let Some(head) = read_head(&mut stream).await? else { return Ok(()) };
         shared.requests.fetch_add(1, Ordering::SeqCst);
@@ -236,17 +243,17 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
                 continue;
             }
             Mode::Good => {
-                headers.push_str(&format!("etag: {}\r\n", etag(&document)));
+                write!(headers, "etag: {}\r\n", etag(&document)).unwrap();
                 document.into_bytes()
             }
             Mode::Gzip => {
                 assert!(head["accept-encoding"].contains("gzip"));
-                headers.push_str(&format!("etag: {}\r\ncontent-encoding: gzip\r\n", etag(&document)));
+                write!(headers, "etag: {}\r\ncontent-encoding: gzip\r\n", etag(&document)).unwrap();
                 gzip(document.as_bytes())
             }
             Mode::NoEtag => document.into_bytes(),
             Mode::Body(body) => {
-                headers.push_str(&format!("etag: {}\r\n", etag(body)));
+                write!(headers, "etag: {}\r\n", etag(body)).unwrap();
                 body.clone().into_bytes()
             }
             Mode::Bomb => {
@@ -300,7 +307,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     }
 }
 
-async fn flood(stream: &mut TcpStream, mebibytes: usize) -> std::io::Result<()> {
+async fn flood(stream: &mut (impl AsyncWrite + Unpin), mebibytes: usize) -> std::io::Result<()> {
     let chunk = vec![b' '; 1024 * 1024];
     for _ in 0..mebibytes {
         stream.write_all(&chunk).await?;
@@ -309,7 +316,7 @@ async fn flood(stream: &mut TcpStream, mebibytes: usize) -> std::io::Result<()> 
 }
 
 /// The request's headers, names in lower case; `None`: the client is done.
-async fn read_head(stream: &mut TcpStream) -> std::io::Result<Option<BTreeMap<String, String>>> {
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<BTreeMap<String, String>>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -330,136 +337,6 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
-}
-
-// === impl Etcd ===
-
-impl Etcd {
-    /// `None`, and a word about it, where there is no etcd on the path.
-    pub(crate) async fn start() -> Option<Self> {
-        let installed = Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if !installed.is_ok_and(|status| status.success()) {
-            println!("skipped: there is no etcd on the path (Debian: apt-get install etcd-server)");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let (client, peer) = (free_address(), free_address());
-        let etcd = Self { child: spawn_etcd(&dir, client, peer), client, peer, dir };
-        etcd.await_ready().await;
-        Some(etcd)
-    }
-
-    /// Stops the process; its data stays.
-    pub(crate) fn kill(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-
-    /// Starts it again on the same ports, with the same data.
-    pub(crate) async fn restart(&mut self) {
-        self.kill();
-        self.child = spawn_etcd(&self.dir, self.client, self.peer);
-        self.await_listening().await;
-    }
-
-    /// Starts it again with nothing in it, as after a loss without a backup.
-    pub(crate) async fn restart_empty(&mut self) {
-        self.kill();
-        self.dir = tempfile::tempdir().unwrap();
-        self.child = spawn_etcd(&self.dir, self.client, self.peer);
-        self.await_ready().await;
-    }
-
-    pub(crate) fn url(&self, key: &str) -> String {
-        format!("etcd://{}{key}", self.client)
-    }
-
-    pub(crate) fn source(&self, key: &str) -> EtcdSource {
-        let place = EtcdPlace { members: vec![self.client.to_string()], key: key.to_owned(), tls: None };
-        EtcdSource::new(place, None, Duration::from_secs(5)).unwrap()
-    }
-
-    /// Writes a key as an operator does with etcdctl, whatever is there.
-    pub(crate) async fn put(&self, key: &str, document: &str, signature: Option<&str>) {
-        let source = self.source(key);
-        let seen = match source.fetch(None).await {
-            Ok(Fetched::Document { revision, .. }) => Some(revision),
-            Ok(Fetched::Unchanged) => unreachable!("nothing was seen"),
-            Err(_) => None,
-        };
-        source.write(document.as_bytes(), signature, seen.as_deref()).await.unwrap();
-    }
-
-    /// A call of etcd's JSON gateway, for what Pointsman itself never does.
-    pub(crate) fn call(&self, path: &str, body: &str) {
-        use std::io::{Read as _, Write as _};
-
-        let mut stream = std::net::TcpStream::connect(self.client).unwrap();
-        let length = body.len();
-        let head =
-            format!("POST {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
-        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
-    }
-
-    /// Ready enough to refuse a stranger.
-    async fn await_listening(&self) {
-        let answers = async || {
-            self.source("/ready").fetch(None).await.map_or_else(
-                |error| {
-                    let told = format!("{error:?}");
-                    (told.contains("token") || told.contains("Absent") || told.contains("user name is empty"))
-                        .then_some(())
-                },
-                |_| Some(()),
-            )
-        };
-        eventually("etcd answers", answers).await;
-    }
-
-    async fn await_ready(&self) {
-        let source = self.source("/ready");
-        let ready = async || match source.write(b"x", None, None).await {
-            Ok(_) | Err(pointsman::sources::WriteError::Conflict) => Some(()),
-            Err(_) => None,
-        };
-        eventually("etcd is ready", ready).await;
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-fn spawn_etcd(dir: &tempfile::TempDir, client: SocketAddr, peer: SocketAddr) -> Child {
-    Command::new("etcd")
-        .args(["--name", "test", "--data-dir"])
-        .arg(dir.path())
-        .args([
-            "--listen-client-urls",
-            &format!("http://{client}"),
-            "--advertise-client-urls",
-            &format!("http://{client}"),
-        ])
-        .args([
-            "--listen-peer-urls",
-            &format!("http://{peer}"),
-            "--initial-advertise-peer-urls",
-            &format!("http://{peer}"),
-        ])
-        .args(["--initial-cluster", &format!("test=http://{peer}"), "--log-level", "error"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-pub(crate) fn free_address() -> SocketAddr {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 // === impl Traffic ===

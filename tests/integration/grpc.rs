@@ -303,12 +303,6 @@ async fn methods_of_later_versions_say_so_in_a_sentence() {
         ("ReportOutcome", router.report_outcome(proto::ReportOutcomeRequest::default()).await.unwrap_err()),
         ("SimulatePolicy", policies.simulate_policy(proto::SimulatePolicyRequest::default()).await.unwrap_err()),
         ("DiffPolicy", policies.diff_policy(proto::DiffPolicyRequest::default()).await.unwrap_err()),
-        ("PublishPolicy", policies.publish_policy(proto::PublishPolicyRequest::default()).await.unwrap_err()),
-        ("RollbackPolicy", policies.rollback_policy(proto::RollbackPolicyRequest::default()).await.unwrap_err()),
-        (
-            "SetProviderEnabled",
-            policies.set_provider_enabled(proto::SetProviderEnabledRequest::default()).await.unwrap_err(),
-        ),
     ];
     for (method, status) in refused {
         assert_eq!(status.code(), Code::Unimplemented);

@@ -391,8 +391,8 @@ async fn admin_endpoints() {
         "pointsman_policy_info{id=\"default\",version=",
         "pointsman_policy_age_seconds ",
         "pointsman_policy_loads 1",
-        "pointsman_policy_rejections 0",
-        "pointsman_policy_fetch_failures 0",
+        "pointsman_policy_stale 0",
+        "pointsman_policy_copy_failed_total 0",
     ] {
         assert!(metrics.body.lines().any(|line| line.starts_with(name)), "{name} is not in\n{}", metrics.body);
     }

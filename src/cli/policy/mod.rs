@@ -37,7 +37,7 @@ enum Command {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
-        Command::Show(args) => show::run(args),
+        Command::Show(args) => Ok(show::run(args)),
         Command::Validate(args) => validate::run(args),
         Command::Status(args) => remote::status(args),
         Command::Publish(args) => remote::publish(args),

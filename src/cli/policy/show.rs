@@ -12,7 +12,7 @@ pub(super) struct Args {
     default: bool,
 }
 
-pub(super) fn run(_: &Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(_: &Args) -> ExitCode {
     print_line(DEFAULT_DOCUMENT.trim_end());
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
