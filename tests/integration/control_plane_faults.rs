@@ -1,6 +1,6 @@
 //! Every way in which a control plane can fail, with traffic on: no request may notice.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman::config::{RawConfig, WhenStale};
 use pointsman::rpc::proto::{self, PolicyOrigin};
@@ -136,6 +136,18 @@ async fn a_restart_without_the_control_plane_serves_the_copy_and_does_not_make_i
             assert!(answered.decision.reasons.iter().any(|reason| reason.code == "POLICY_STAND_IN"));
         }
     }
+    // A source that says nothing holds up a start by less than a second, although it has three to answer in.
+    plane.set(Mode::Good).await;
+    let timed = || {
+        let started = Instant::now();
+        drop(Service::start(RawConfig { policy_poll_interval: None, ..copies() }));
+        started.elapsed()
+    };
+    let with_source = timed();
+    plane.set(Mode::Silent).await;
+    let without = timed();
+    println!("a start takes {with_source:?} with the source and {without:?} with the copy");
+    assert!(without < with_source + Duration::from_secs(1), "{with_source:?} and {without:?}");
     // The source comes back with the same document: it is the source's from then on, and young.
     plane.set(Mode::Silent).await;
     let service = Service::start(copies());

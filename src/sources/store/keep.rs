@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{PolicyStore, Progress};
@@ -18,6 +19,15 @@ pub(super) struct Keeper {
     written: Vec<String>,
     /// What `current.json` says is in force, and when that was written.
     told: Option<(String, Instant)>,
+    /// A write that has not ended: on a disk that hangs there is one at a time, not one more a look.
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    write: JoinHandle<Result<(), CopyError>>,
+    history: Vec<String>,
+    sha256: String,
 }
 
 /// How far the time of the last confirmation on disk may be behind; after a restart a policy looks that much older.
@@ -29,7 +39,22 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Keeper {
     pub(super) fn new(dir: PathBuf, written: Vec<String>) -> Self {
-        Self { copies: Copies::new(dir), written, told: None }
+        Self { copies: Copies::new(dir), written, told: None, running: None }
+    }
+
+    /// Waits for the write under way, up to [`PATIENCE`].
+    async fn finish(&mut self) -> Result<(), CopyError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let dir = self.copies.dir().to_owned();
+        let ended = tokio::time::timeout(PATIENCE, &mut running.write).await;
+        let Ok(ended) = ended else { return Err(CopyError::TimedOut { dir }) };
+        let running = self.running.take();
+        ended.unwrap_or_else(|error| Err(CopyError::Disk { dir, source: std::io::Error::other(error) }))?;
+        if let Some(Running { history, sha256, .. }) = running {
+            self.written = history;
+            self.told = Some((sha256, Instant::now()));
+        }
+        Ok(())
     }
 }
 
@@ -42,6 +67,10 @@ impl PolicyStore {
         let sha256 = self.snapshot().policy.sha256().to_string();
         let told = keeper.told.as_ref().is_some_and(|(told, at)| *told == sha256 && at.elapsed() < TELL_EVERY);
         if told {
+            return;
+        }
+        if let Err(error) = keeper.finish().await {
+            self.tell_copy_failure(&error);
             return;
         }
         let entries = progress.history.entries();
@@ -69,19 +98,10 @@ impl PolicyStore {
             new.iter().try_for_each(|copy| copies.write_copy(copy))?;
             copies.set_current(&current)
         };
-        let dir = keeper.copies.dir().to_owned();
-        let failure = match tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(write)).await {
-            Ok(Ok(written)) => written.err(),
-            Ok(Err(error)) => Some(CopyError::Disk { dir, source: std::io::Error::other(error) }),
-            Err(_) => Some(CopyError::TimedOut { dir }),
-        };
-        match failure {
-            None => {
-                keeper.written = history;
-                keeper.told = Some((sha256, Instant::now()));
-                self.events.send_modify(|status| status.copy_error = None);
-            }
-            Some(error) => self.tell_copy_failure(&error),
+        keeper.running = Some(Running { write: tokio::task::spawn_blocking(write), history, sha256 });
+        match keeper.finish().await {
+            Ok(()) => self.events.send_modify(|status| status.copy_error = None),
+            Err(error) => self.tell_copy_failure(&error),
         }
     }
 

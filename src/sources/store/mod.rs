@@ -220,7 +220,7 @@ impl PolicyStore {
     pub async fn run(&self, ttl: Duration, cancel: CancellationToken) {
         let mut schedule = Schedule::new(ttl);
         let mut changed = self.source.changed();
-        let mut failed = false;
+        let mut failed = self.status().last_event == PolicyEvent::Unavailable;
         loop {
             let pause = schedule.pause(failed, rand::random());
             tokio::select! {
