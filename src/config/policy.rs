@@ -71,7 +71,8 @@ pub enum WhenStale {
 }
 
 const DEFAULT_HISTORY: usize = 10;
-const MAX_HISTORY: usize = 1_000;
+/// They are kept in memory, each up to 1 MiB.
+const MAX_HISTORY: usize = 100;
 /// A shorter TTL leaves a source over the network no time to answer.
 const MIN_REMOTE_INTERVAL: Duration = Duration::from_millis(100);
 /// The key where an address of etcd names none.

@@ -17,8 +17,8 @@ pub struct RawConfig {
     /// Address of metrics, readiness and version over HTTP [default: 127.0.0.1:9090].
     #[arg(long, env = "POINTSMAN_ADMIN_LISTEN", value_name = "ADDR")]
     pub admin_listen: Option<String>,
-    /// Policy document, YAML or JSON, followed through its changes: a path, http(s)://HOST/PATH or
-    /// etcd(s)://HOST:PORT[,HOST:PORT...][/KEY] [default: the embedded one].
+    /// Policy document, YAML or JSON, followed through its changes: a path, an http(s):// address, or
+    /// etcd(s)://HOST:PORT,HOST:PORT/KEY [default: the embedded one].
     #[arg(long, env = "POINTSMAN_POLICY", value_name = "PATH|URL")]
     pub policy: Option<String>,
     /// Within what time a change of the policy is in force, with unit [default: 250ms for a file, else 5s].

@@ -222,9 +222,19 @@ impl Value {
                             Slot::Block { at: span.start.index(), column: span.start.col() }
                         };
                     }
-                    let Self::Scalar { text: key, .. } = Self::read(event, span, parser, text)? else { return None };
+                    let Self::Scalar { text: key, place: written, .. } = Self::read(event, span, parser, text)? else {
+                        return None;
+                    };
                     let (event, span) = parser.next_event()?.ok()?;
-                    entries.push((key, Self::read(event, span, parser, text)?));
+                    let mut value = Self::read(event, span, parser, text)?;
+                    if let Self::Scalar { place, .. } = &mut value
+                        && place.is_empty()
+                    {
+                        // A value left out has no place of its own; one can be written behind the colon.
+                        let colon = text.chars().skip(written.end).position(|c| c == ':')?;
+                        *place = written.end + colon + 1..written.end + colon + 1;
+                    }
+                    entries.push((key, value));
                 }
             }
             Event::SequenceStart(..) => loop {

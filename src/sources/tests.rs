@@ -152,6 +152,24 @@ async fn without_a_first_policy_there_is_no_start() {
     assert!(matches!(start().await, Err(RefreshError::Source(SourceError::TooLarge { .. }))));
 }
 
+/// A caller of `PublishPolicy` may hang up at any moment.
+#[tokio::test]
+async fn a_look_that_is_given_up_makes_no_document_look_known() {
+    let document = Given(Arc::new(std::sync::Mutex::new(versioned(SMALL, 1))));
+    let store = PolicyStore::start(Box::new(document.clone()), PolicyOptions::default()).await.unwrap();
+    *document.0.lock().unwrap() = versioned(SMALL, 2);
+    let mut look = Box::pin(store.refresh());
+    tokio::select! {
+        biased;
+        outcome = &mut look => panic!("compiling takes another thread: {outcome:?}"),
+        () = std::future::ready(()) => {}
+    }
+    drop(look);
+    assert_eq!(version(&store), "1");
+    assert_eq!(store.refresh().await.unwrap(), PolicyEvent::Loaded);
+    assert_eq!(version(&store), "2");
+}
+
 #[tokio::test(start_paused = true)]
 async fn age_is_the_time_since_the_source_confirmed() {
     // Fetches in turn: the document, then whatever each step of the test needs.
@@ -226,6 +244,29 @@ async fn readers_see_only_whole_snapshots_through_a_thousand_swaps() {
         assert!(reader.join().unwrap() > 0);
     }
     assert_eq!((version(&store).as_str(), store.status().loads), ("1001", 1_001));
+}
+
+/// A source that has what the test puts there, and never says that it is unchanged.
+#[derive(Clone, Debug)]
+struct Given(Arc<std::sync::Mutex<String>>);
+
+impl PolicySource for Given {
+    fn kind(&self) -> &'static str {
+        "given"
+    }
+
+    fn place(&self) -> String {
+        "given".to_owned()
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        Some(DEFAULT_TTL)
+    }
+
+    fn fetch<'a>(&'a self, _: Option<&'a str>) -> Fetch<'a> {
+        let bytes = self.0.lock().unwrap().clone().into_bytes();
+        Box::pin(std::future::ready(Ok(Fetched::Document { bytes, signature: None, revision: "r".into() })))
+    }
 }
 
 /// A source that does as the test says.

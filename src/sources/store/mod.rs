@@ -252,13 +252,17 @@ impl PolicyStore {
             Fetched::Unchanged => return Ok(self.unchanged(progress)),
             Fetched::Document { bytes, signature, revision } => (bytes, signature, revision),
         };
-        progress.revision = Some(revision.clone());
         let content = Content { sha256: sha256_hex(&bytes), signature: signature.clone() };
-        let same = progress.content.replace(content.clone()) == Some(content);
+        let same = progress.content.as_ref() == Some(&content);
         if same && !again {
+            progress.revision = Some(revision);
             return Ok(self.unchanged(progress));
         }
-        match self.admit(bytes, signature, revision).await {
+        let admitted = self.admit(bytes, signature, revision.clone()).await;
+        // Noted only now: a change that its caller gave up in between must not make the document look known.
+        progress.revision = Some(revision);
+        progress.content = Some(content);
+        match admitted {
             Ok(admitted) => {
                 progress.refused = None;
                 Ok(self.put_in_force(admitted, progress))
