@@ -228,7 +228,7 @@ impl Value {
                     let (event, span) = parser.next_event()?.ok()?;
                     let mut value = Self::read(event, span, parser, text)?;
                     if let Self::Scalar { place, .. } = &mut value
-                        && place.is_empty()
+                        && place.start == place.end
                     {
                         // A value left out has no place of its own; one can be written behind the colon.
                         let colon = text.chars().skip(written.end).position(|c| c == ':')?;

@@ -116,6 +116,11 @@ async fn a_key_of_etcd_is_changed_by_compare_and_swap() {
     let settings = || RawConfig { policy: Some(etcd.url(KEY)), ..RawConfig::default() };
     let (one, two) = (Service::start(settings()), Service::start(settings()));
     change_and_go_back(&one, &two).await;
+    // Of several members one that answers is enough, from the start.
+    let members = format!("etcd://127.0.0.1:9,{}{KEY}", etcd.client);
+    let third = Service::start(RawConfig { policy: Some(members), ..RawConfig::default() });
+    let state = status(&third).await;
+    assert_eq!((state.origin(), state.fetch_failures), (proto::PolicyOrigin::Source, 0));
     // While etcd is away nothing is changed, and that is said; afterwards it works again.
     etcd.kill();
     assert_eq!(code(publish(&one, &version(20), "").await), Code::Unavailable);

@@ -65,17 +65,34 @@ impl Connection {
         Ok(Self { members, current: AtomicUsize::new(0), place, secret, token: ArcSwapOption::empty(), timeout })
     }
 
-    /// One transaction, within the time limit; a token that has expired is replaced once.
+    /// One transaction, by the first member that answers; together they have the time limit.
+    ///
+    /// Asking the next member is safe for a write too, since it compares: what was done already is a conflict.
     pub(super) async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, SourceError> {
-        let call = async {
-            match self.try_txn(request.clone()).await {
-                Err(CallError::Status(status)) if self.forget_token(&status) => self.try_txn(request).await,
-                other => other,
+        let members = self.members.len();
+        let each = self.timeout / u32::try_from(members).unwrap_or(u32::MAX);
+        let mut left = members;
+        loop {
+            let answer = tokio::time::timeout(each, self.txn_with_token(request.clone())).await;
+            let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time").into()));
+            let before = self.current.load(Ordering::Relaxed);
+            let error = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.failed(error),
+            };
+            left -= 1;
+            if left == 0 || self.current.load(Ordering::Relaxed) == before {
+                return Err(error);
             }
-        };
-        let answer = tokio::time::timeout(self.timeout, call).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time").into()));
-        answer.map_err(|error| self.failed(error))
+        }
+    }
+
+    /// A token that has expired is replaced once.
+    async fn txn_with_token(&self, request: TxnRequest) -> Result<TxnResponse, CallError> {
+        match self.try_txn(request.clone()).await {
+            Err(CallError::Status(status)) if self.forget_token(&status) => self.try_txn(request).await,
+            other => other,
+        }
     }
 
     async fn try_txn(&self, request: TxnRequest) -> Result<TxnResponse, CallError> {
@@ -132,7 +149,7 @@ impl Connection {
                 if at_fault.contains(&status.code()) {
                     self.current.fetch_add(1, Ordering::Relaxed);
                 }
-                SourceError::Unreachable { place: self.place.clone(), source: Box::new(status) }
+                SourceError::Unreachable { place: self.place.clone(), source: Box::new(Told::new(&status)) }
             }
             CallError::Secret { path, source } => SourceError::Secret { path, source },
         }
@@ -144,6 +161,26 @@ impl Connection {
 pub(super) enum CallError {
     Status(Status),
     Secret { path: String, source: std::io::Error },
+}
+
+/// What a member, or the connection to it, said; a status shows itself with everything that is in it.
+#[derive(Debug, thiserror::Error)]
+#[error("{code:?}: {text}")]
+struct Told {
+    code: Code,
+    text: String,
+}
+
+// === impl Told ===
+
+impl Told {
+    fn new(status: &Status) -> Self {
+        // Of a connection that failed, the last cause says why.
+        let first = std::error::Error::source(status);
+        let cause = std::iter::successors(first, |error| error.source()).last();
+        let text = cause.map_or_else(|| status.message().to_owned(), ToString::to_string);
+        Self { code: status.code(), text }
+    }
 }
 
 impl From<Status> for CallError {

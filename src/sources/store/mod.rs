@@ -331,8 +331,9 @@ impl PolicyStore {
                     status.last_event = *event;
                     status.loads += u64::from(*event == PolicyEvent::Loaded);
                     status.last_error = progress.refused.as_ref().map(|refusal| refusal.text.clone());
-                    if *event == PolicyEvent::Loaded {
-                        status.history = progress.history.entries().into();
+                    let entries = progress.history.entries();
+                    if !status.history.iter().map(|entry| &entry.sha256).eq(entries.iter().map(|entry| &entry.sha256)) {
+                        status.history = entries.into();
                     }
                 }
                 Err(error) => {
