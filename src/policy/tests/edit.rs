@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::*;
+
 use crate::policy::{DEFAULT_DOCUMENT, EditError, Policy, PolicyOptions, set_provider_enabled};
 
 const REST: &str = r#"models:
@@ -111,5 +113,83 @@ fn what_cannot_be_meant_is_refused() {
     if let Ok(policy) = Policy::load(odd.as_bytes(), &PolicyOptions::default()) {
         let edited = set_provider_enabled(&Arc::new(policy), "acme", false, &[]);
         assert!(edited.is_err() || load(&edited.unwrap().unwrap()).base.disabled.contains("acme"));
+    }
+}
+
+/// How the section of providers may be written.
+#[derive(Clone, Debug)]
+enum Layout {
+    Absent,
+    Nothing(&'static str),
+    Flow,
+    Block { indent: usize, spread: bool, comment: bool },
+}
+
+/// A document with `names` as providers, all on, of which only those in `listed` are in the section of providers.
+fn written(layout: &Layout, names: &[String], listed: &[bool], after_models: bool) -> String {
+    let quoted = |name: &String| serde_json::Value::from(name.as_str()).to_string();
+    let mut models = String::from("models:\n");
+    for (index, name) in names.iter().enumerate() {
+        models.push_str(&format!(
+            "  m{index}: {{provider: {}, provider_model: x, price_per_million_tokens: {{input_usd: 1, output_usd: 1}}, \
+             context_window_tokens: 9}}\n",
+            quoted(name)
+        ));
+    }
+    let listed: Vec<&String> = names.iter().zip(listed).filter(|(_, listed)| **listed).map(|(name, _)| name).collect();
+    let providers = match layout {
+        Layout::Absent => String::new(),
+        Layout::Nothing(nothing) => format!("providers:{nothing}\n"),
+        Layout::Flow => {
+            let entries: Vec<String> =
+                listed.iter().map(|name| format!("{}: {{enabled: true}}", quoted(name))).collect();
+            format!("providers: {{ {} }}\n", entries.join(" , "))
+        }
+        Layout::Block { .. } if listed.is_empty() => "providers: {}\n".to_owned(),
+        Layout::Block { indent, spread, comment } => {
+            let (indent, comment) = (" ".repeat(*indent), if *comment { " # wöchentlich geprüft: ja" } else { "" });
+            let entries = listed.iter().map(|name| {
+                let name = quoted(name);
+                if *spread {
+                    format!("{indent}{name}:{comment}\n{indent}{indent}enabled: true{comment}\n")
+                } else {
+                    format!("{indent}{name}: {{enabled: true}}{comment}\n")
+                }
+            });
+            format!("providers:{comment}\n{}", entries.collect::<String>())
+        }
+    };
+    let head = "# é 世 in front\nschema: pointsman.policy/v1\nid: p\nversion: 7\n";
+    let rest = "chains: {c: [m0]}\nroutes: [{intent: \"*\", tier: \"*\", chain: c}]\n";
+    if after_models { format!("{head}{models}{providers}{rest}") } else { format!("{head}{providers}{models}{rest}") }
+}
+
+proptest! {
+    #[test]
+    fn every_usual_layout_is_understood(
+        layout in prop_oneof![
+            Just(Layout::Absent),
+            prop::sample::select(vec!["", " ", " ~", " null", " {}", " # none yet"]).prop_map(Layout::Nothing),
+            Just(Layout::Flow),
+            (1_usize..5, any::<bool>(), any::<bool>())
+                .prop_map(|(indent, spread, comment)| Layout::Block { indent, spread, comment }),
+        ],
+        names in prop::collection::btree_set("[a-zA-Z世][a-zA-Z0-9_.:# \"'{}é世-]{0,11}", 1..4),
+        listed in prop::collection::vec(any::<bool>(), 4),
+        after_models in any::<bool>(),
+    ) {
+        let names: Vec<String> = names.into_iter().collect();
+        let document = written(&layout, &names, &listed, after_models);
+        let policy = load(&document);
+        for name in &names {
+            let edited = set_provider_enabled(&policy, name, false, &[]);
+            let edited = edited.map_err(|error| TestCaseError::fail(format!("{error}: {name:?} in\n{document}")))?;
+            let after = load(&edited.unwrap());
+            prop_assert!(after.base.disabled.len() == 1 && after.base.disabled.contains(name));
+            let document: Vec<&str> = document.lines().collect();
+            let edited = after.document().to_string();
+            let kept = document.iter().filter(|line| edited.lines().any(|edited| edited == **line)).count();
+            prop_assert!(kept + 2 >= document.len(), "{edited}");
+        }
     }
 }
