@@ -5,6 +5,7 @@
 //! so that a restart does not make an old policy look fresh. Everything here blocks.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ pub(super) struct Copies {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Copy {
     pub(super) header: Header,
-    pub(super) document: Vec<u8>,
+    pub(super) document: Arc<[u8]>,
 }
 
 /// What a copy says about its document.
@@ -132,12 +133,17 @@ impl Copies {
         let bytes = self.read(&path)?.ok_or_else(|| damaged("it is gone"))?;
         let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| damaged("it has no header"))?;
         let (header, document) = bytes.split_at(end);
-        let document = document.get(1..).unwrap_or_default().to_vec();
+        let document: Arc<[u8]> = document.get(1..).unwrap_or_default().into();
         if sha256_hex(&document) != sha256 {
             return Err(damaged("its bytes do not have the SHA-256 of its name"));
         }
         let header = serde_json::from_slice(header).map_err(|error| damaged(&error.to_string()))?;
         Ok(Copy { header, document })
+    }
+
+    /// Whether there is a file for a copy.
+    pub(super) fn has(&self, copy: &Copy) -> bool {
+        self.path_of(&sha256_hex(&copy.document)).exists()
     }
 
     /// Writes a copy; it is not in force before [`Self::set_current`].
@@ -157,7 +163,9 @@ impl Copies {
         disk::replace(&self.dir.join(CURRENT), &bytes).map_err(failed)?;
         for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let ours = path.extension().is_some_and(|extension| extension == SUFFIX);
+            // Only what is named as we name it: the directory may not be ours alone.
+            let ours = path.extension().is_some_and(|extension| extension == SUFFIX)
+                && path.file_stem().and_then(|stem| stem.to_str()).is_some_and(is_sha256);
             let kept = current.history.iter().any(|sha256| self.path_of(sha256) == path);
             if ours && !kept {
                 std::fs::remove_file(path).map_err(failed)?;
@@ -181,6 +189,10 @@ impl Copies {
             Err(source) => Err(CopyError::Disk { dir: self.dir.clone(), source }),
         }
     }
+}
+
+fn is_sha256(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Time since `unix_ms` by the wall clock, which is all there is across a restart. A time in the future shows that the
@@ -208,7 +220,7 @@ mod tests {
             signature: Some("ed25519 x y\n".into()),
             loaded_at_unix_ms: 7,
         };
-        Copy { header, document: document.as_bytes().to_vec() }
+        Copy { header, document: document.as_bytes().into() }
     }
 
     fn current(documents: &[&str]) -> Current {
@@ -228,6 +240,11 @@ mod tests {
             assert_eq!(copies.read_copy(&sha256_hex(document.as_bytes())).unwrap(), copy(document));
         }
         assert_eq!(std::fs::read_dir(copies.dir()).unwrap().count(), 3, "two copies and current.json");
+        let foreign = copies.dir().join("insurance.policy");
+        std::fs::write(&foreign, "not ours").unwrap();
+        copies.set_current(&current(&["c"])).unwrap();
+        assert!(foreign.exists(), "only copies are removed");
+        assert_eq!(std::fs::read_dir(copies.dir()).unwrap().count(), 3, "one copy, current.json and the other file");
     }
 
     #[test]

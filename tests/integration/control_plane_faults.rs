@@ -232,6 +232,15 @@ async fn a_disk_that_fails_costs_nothing_but_the_copy() {
     std::fs::remove_file(&in_the_way).unwrap();
     eventually("a copy", async || status(&service).await.copy_error.is_empty().then_some(())).await;
     assert!(in_the_way.join("current.json").exists());
+    // Taken away while running: at the next change all of it is written again.
+    std::fs::remove_dir_all(&in_the_way).unwrap();
+    plane.publish(&version(3));
+    await_version(&service, "3").await;
+    let written = async || {
+        let files = std::fs::read_dir(&in_the_way).ok()?.count();
+        (files == 4).then_some(())
+    };
+    eventually("three copies and current.json", written).await;
     traffic.stop().await;
     // A start with such a disk and without the source is no worse than without copies.
     drop(service);

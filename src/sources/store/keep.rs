@@ -15,7 +15,7 @@ use crate::sources::with_sources;
 #[derive(Debug)]
 pub(super) struct Keeper {
     copies: Copies,
-    /// Copies that are on disk, by SHA-256.
+    /// Copies that were written or read here, so that they are as they should be; by SHA-256.
     written: Vec<String>,
     /// What `current.json` says is in force, and when that was written.
     told: Option<(String, Instant)>,
@@ -75,11 +75,10 @@ impl PolicyStore {
         }
         let entries = progress.history.entries();
         let history: Vec<String> = entries.iter().map(|entry| entry.sha256.to_string()).collect();
-        let new: Vec<Copy> = entries
+        let all: Vec<(Copy, bool)> = entries
             .iter()
-            .filter(|entry| !keeper.written.iter().any(|written| **written == *entry.sha256))
-            .map(|entry| Copy {
-                header: Header {
+            .map(|entry| {
+                let header = Header {
                     format: Format::V1,
                     kind: self.source.kind().to_owned(),
                     place: self.source.place(),
@@ -87,15 +86,21 @@ impl PolicyStore {
                     revision: entry.revision.to_string(),
                     signature: entry.signature.as_deref().map(str::to_owned),
                     loaded_at_unix_ms: unix_ms_of(entry.loaded_at),
-                },
-                document: entry.document.to_vec(),
+                };
+                let written = keeper.written.iter().any(|written| **written == *entry.sha256);
+                (Copy { header, document: Arc::clone(&entry.document) }, written)
             })
             .collect();
         let confirmed_at_unix_ms = unix_ms_of(SystemTime::now());
         let current = Current { sha256: sha256.clone(), confirmed_at_unix_ms, history: history.clone() };
         let copies = keeper.copies.clone();
         let write = move || {
-            new.iter().try_for_each(|copy| copies.write_copy(copy))?;
+            for (copy, written) in &all {
+                // What was written may have been taken away since.
+                if !written || !copies.has(copy) {
+                    copies.write_copy(copy)?;
+                }
+            }
             copies.set_current(&current)
         };
         keeper.running = Some(Running { write: tokio::task::spawn_blocking(write), history, sha256 });

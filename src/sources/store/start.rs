@@ -121,7 +121,7 @@ impl Start<'_> {
     /// Checks the copy as if the source had given it now.
     async fn use_copy(&self, copy: &Arc<Copy>, age: Duration, found: &mut Found) -> Option<Kept> {
         let header = &copy.header;
-        let (document, signature) = (copy.document.clone(), header.signature.clone());
+        let (document, signature) = (copy.document.to_vec(), header.signature.clone());
         match self.admit(document, signature, header.revision.clone()).await {
             Ok(admitted) => Some(Kept { admitted, copy: Arc::clone(copy), age }),
             Err(error) => {
@@ -142,7 +142,7 @@ impl Start<'_> {
                 sha256: sha256_hex(&copy.document).into(),
                 revision: Arc::from(copy.header.revision.as_str()),
                 loaded_at: SystemTime::UNIX_EPOCH + Duration::from_millis(copy.header.loaded_at_unix_ms),
-                document: Arc::from(copy.document.as_slice()),
+                document: Arc::clone(&copy.document),
                 signature: copy.header.signature.as_deref().map(Arc::from),
             });
         }
