@@ -1,8 +1,9 @@
-//! Compiles the wire contract with protox, so that no protoc has to be installed.
+//! Compiles the wire contract, and what is spoken with etcd, with protox, so that no protoc has to be installed.
 
 use std::path::PathBuf;
 
 const PROTO_ROOT: &str = "proto";
+const ETCD_FILE: &str = "etcd/etcd.proto";
 const PROTO_FILES: [&str; 3] = ["pointsman/v1/router.proto", "pointsman/v1/policy.proto", "pointsman/v1/info.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,6 +16,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .codec_path("crate::rpc::codec::StrictCodec")
         .build_transport(false)
         .compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .build_transport(false)
+        .compile_fds(protox::compile([ETCD_FILE], [PROTO_ROOT])?)?;
     Ok(())
 }
 

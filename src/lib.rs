@@ -7,6 +7,7 @@ pub mod artifact;
 pub mod batch;
 pub mod classifier;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod decisions;
 pub mod domain;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::config::{Config, RawConfig};
 use crate::domain::{Decision, Query, Requirements};
 use crate::router::{DecideError, Router, Signalled};
-use crate::serve::{load_classifier, policy_options, policy_source, router_options};
-use crate::sources::PolicyStore;
+use crate::serve::{load_classifier, policy_options, router_options, start_policies};
+use crate::sources::Origin;
 use crate::telemetry::Metrics;
 
 #[derive(Debug, clap::Args)]
@@ -99,8 +99,10 @@ async fn start_router(text: TextArgs) -> anyhow::Result<Router> {
     };
     let config = Config::from_raw(settings, RawConfig::default())?;
     let classifier = Arc::new(load_classifier(&config).await?);
-    let options = policy_options(&config, &classifier);
-    let policies = Arc::new(PolicyStore::start(policy_source(&config), options).await?);
+    let policies = Arc::new(start_policies(&config.policy, policy_options(&config, &classifier)).await?);
+    if policies.snapshot().origin != Origin::Source {
+        anyhow::bail!("cannot get the policy: {}", policies.status().last_error.unwrap_or_default());
+    }
     Ok(Router::start(classifier, policies, Arc::new(Metrics::new()), router_options(&config))?)
 }
 

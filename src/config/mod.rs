@@ -3,12 +3,14 @@
 //! [`RawConfig`] is as close to what was written as possible; [`Config`] is validated and typed, with units in its
 //! types. Nothing below this reads the environment.
 
+mod policy;
 mod raw;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use policy::{PolicyConfig, PolicyPlace, WhenStale};
 pub use raw::{PositiveDuration, RawConfig};
 
 /// Everything `serve` needs, validated.
@@ -19,9 +21,7 @@ pub struct Config {
     /// Where metrics, readiness and version are served over HTTP.
     pub admin_listen: SocketAddr,
     /// Where the policy comes from.
-    pub policy: PolicyPlace,
-    /// Time between two looks at the policy's source; `None`: what suits the source.
-    pub policy_poll_interval: Option<Duration>,
+    pub policy: PolicyConfig,
     /// Which of the policy's environments applies; `None`: none.
     pub environment: Option<String>,
     /// Classifier: a name or a directory.
@@ -64,15 +64,6 @@ pub struct Config {
     pub log_format: String,
     /// Which log lines are written.
     pub log_filter: String,
-}
-
-/// Where a policy comes from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum PolicyPlace {
-    /// Compiled into the binary.
-    Embedded,
-    /// A file, looked at again and again.
-    File(PathBuf),
 }
 
 /// A setting that cannot be used: the operator's fault.
@@ -133,11 +124,11 @@ impl Config {
     /// Names the first setting that cannot be used.
     pub fn from_raw(flags: RawConfig, file: RawConfig) -> Result<Self, ConfigError> {
         let raw = flags.over(file);
+        let listen = address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?;
         let config = Self {
-            listen: address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?,
+            listen,
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
-            policy: policy_place(raw.policy)?,
-            policy_poll_interval: raw.policy_poll_interval.map(|value| value.0),
+            policy: PolicyConfig::from_raw(&raw, listen)?,
             environment: raw.environment,
             model: raw.model.unwrap_or_else(|| "default".into()),
             models_dir: raw.models_dir,
@@ -220,17 +211,6 @@ fn address(setting: &'static str, value: &str) -> Result<SocketAddr, ConfigError
     })
 }
 
-fn policy_place(value: Option<String>) -> Result<PolicyPlace, ConfigError> {
-    match value {
-        None => Ok(PolicyPlace::Embedded),
-        Some(url) if url.contains("://") => Err(ConfigError::BadValue {
-            setting: "policy",
-            problem: format!("{url}: this version reads policies from files only"),
-        }),
-        Some(path) => Ok(PolicyPlace::File(path.into())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,10 +228,10 @@ mod tests {
         let config = parse("listen = '127.0.0.1:1'", "listen = '127.0.0.1:2'\nthreads = 3\npolicy = 'p.yaml'").unwrap();
         assert_eq!(config.listen.port(), 1);
         assert_eq!(config.threads, Some(3));
-        assert_eq!(config.policy, PolicyPlace::File("p.yaml".into()));
+        assert_eq!(config.policy.place, PolicyPlace::File("p.yaml".into()));
         assert_eq!(config.admin_listen.port(), 9090);
         assert_eq!(
-            parse("", "policy_poll_interval = '250ms'").unwrap().policy_poll_interval,
+            parse("", "policy_poll_interval = '250ms'").unwrap().policy.poll_interval,
             Some(Duration::from_millis(250))
         );
     }
@@ -267,7 +247,7 @@ mod tests {
         assert!(refused("device = 'cuda:'").starts_with("device:"));
         assert!(refused("decision_log_total_mib = 64").starts_with("decision_log_total_mib:"));
         assert!(refused("log_format = 'xml'").starts_with("log_format:"));
-        assert!(refused("policy = 'https://x/y'").starts_with("policy:"));
+        assert!(refused("policy = 'ftp://x/y'").starts_with("policy:"));
         assert!(toml::from_str::<RawConfig>("lisen = 'x'").is_err(), "unknown fields are refused");
         assert!(toml::from_str::<RawConfig>("drain_timeout = '20'").is_err(), "a duration needs a unit");
         assert!(toml::from_str::<RawConfig>("policy_poll_interval = '0s'").is_err(), "an interval of 0 would spin");

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::policy::WhenStale;
+
 /// Every setting of `serve`; `None` where it was not written.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -15,15 +17,46 @@ pub struct RawConfig {
     /// Address of metrics, readiness and version over HTTP [default: 127.0.0.1:9090].
     #[arg(long, env = "POINTSMAN_ADMIN_LISTEN", value_name = "ADDR")]
     pub admin_listen: Option<String>,
-    /// Policy document, YAML or JSON, read again when it changes [default: the embedded one].
+    /// Policy document, YAML or JSON, followed through its changes: a path, an http(s):// address, or
+    /// etcd(s)://HOST:PORT,HOST:PORT/KEY [default: the embedded one].
     #[arg(long, env = "POINTSMAN_POLICY", value_name = "PATH|URL")]
     pub policy: Option<String>,
-    /// Time between two looks at the policy's source, with unit [default: 250ms for a file].
+    /// Within what time a change of the policy is in force, with unit [default: 250ms for a file, else 5s].
     #[arg(long, env = "POINTSMAN_POLICY_POLL_INTERVAL", value_name = "DURATION")]
     pub policy_poll_interval: Option<PositiveDuration>,
     /// Which of the policy's environments applies, for example production [default: none].
     #[arg(long, env = "POINTSMAN_ENVIRONMENT", value_name = "NAME")]
     pub environment: Option<String>,
+    /// File with what shows the policy's source who asks: an Authorization value, or NAME:PASSWORD for etcd.
+    #[arg(long, env = "POINTSMAN_POLICY_AUTH_FILE", value_name = "FILE")]
+    pub policy_auth_file: Option<PathBuf>,
+    /// PEM file of authorities to trust at the policy's source [default: the public ones].
+    #[arg(long, env = "POINTSMAN_POLICY_CA_FILE", value_name = "FILE")]
+    pub policy_ca_file: Option<PathBuf>,
+    /// PEM file of the certificate to show the policy's source.
+    #[arg(long, env = "POINTSMAN_POLICY_CLIENT_CERT_FILE", value_name = "FILE")]
+    pub policy_client_cert_file: Option<PathBuf>,
+    /// PEM file of that certificate's key.
+    #[arg(long, env = "POINTSMAN_POLICY_CLIENT_KEY_FILE", value_name = "FILE")]
+    pub policy_client_key_file: Option<PathBuf>,
+    /// File of public keys; a policy that none of them signed is refused [default: signatures are not looked at].
+    #[arg(long, env = "POINTSMAN_POLICY_KEYS_FILE", value_name = "FILE")]
+    pub policy_keys_file: Option<PathBuf>,
+    /// Directory for copies of accepted policies, to start from when the source is away [default: none].
+    #[arg(long, env = "POINTSMAN_POLICY_COPIES_DIR", value_name = "DIR")]
+    pub policy_copies_dir: Option<PathBuf>,
+    /// Policies kept to roll back to [default: 10].
+    #[arg(long, env = "POINTSMAN_POLICY_HISTORY", value_name = "N")]
+    pub policy_history: Option<usize>,
+    /// How long a policy may go unconfirmed by its source, with unit [default: any time].
+    #[arg(long, env = "POINTSMAN_POLICY_MAX_STALENESS", value_name = "DURATION")]
+    pub policy_max_staleness: Option<PositiveDuration>,
+    /// What to do with an older one [default: serve].
+    #[arg(long, env = "POINTSMAN_POLICY_WHEN_STALE", value_enum)]
+    pub policy_when_stale: Option<WhenStale>,
+    /// Whether callers may change the policy over gRPC [default: true where `listen` is a loopback address].
+    #[arg(long, env = "POINTSMAN_POLICY_CHANGES", value_name = "BOOL")]
+    pub policy_changes: Option<bool>,
     /// Classifier: a name below the models folder, or a directory [default: default].
     #[arg(long, env = "POINTSMAN_MODEL", value_name = "NAME|DIR")]
     pub model: Option<String>,
@@ -100,6 +133,16 @@ impl RawConfig {
             policy: self.policy.or(lower.policy),
             policy_poll_interval: self.policy_poll_interval.or(lower.policy_poll_interval),
             environment: self.environment.or(lower.environment),
+            policy_auth_file: self.policy_auth_file.or(lower.policy_auth_file),
+            policy_ca_file: self.policy_ca_file.or(lower.policy_ca_file),
+            policy_client_cert_file: self.policy_client_cert_file.or(lower.policy_client_cert_file),
+            policy_client_key_file: self.policy_client_key_file.or(lower.policy_client_key_file),
+            policy_keys_file: self.policy_keys_file.or(lower.policy_keys_file),
+            policy_copies_dir: self.policy_copies_dir.or(lower.policy_copies_dir),
+            policy_history: self.policy_history.or(lower.policy_history),
+            policy_max_staleness: self.policy_max_staleness.or(lower.policy_max_staleness),
+            policy_when_stale: self.policy_when_stale.or(lower.policy_when_stale),
+            policy_changes: self.policy_changes.or(lower.policy_changes),
             model: self.model.or(lower.model),
             models_dir: self.models_dir.or(lower.models_dir),
             device: self.device.or(lower.device),

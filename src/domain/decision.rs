@@ -160,8 +160,12 @@ pub struct PolicyRef {
     pub sha256: Arc<str>,
     /// Time since the source last confirmed it.
     pub age_ms: u64,
-    /// Where it came from.
+    /// Where it came from: the kind of its source, or what stands in for that.
     pub source: Arc<str>,
+    /// What the source calls this state of it.
+    pub revision: Arc<str>,
+    /// Unix time when it was put in force.
+    pub loaded_at_unix_ms: u64,
 }
 
 /// Which classifier was consulted.

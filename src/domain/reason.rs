@@ -92,6 +92,10 @@ reason_codes! {
     Cached = "CACHED",
     /// The classifier was not consulted; rules, features and the safe default answered.
     Degraded = "DEGRADED",
+    /// The policy's source has given nothing usable since the start; a copy or the embedded default stands in.
+    PolicyStandIn = "POLICY_STAND_IN",
+    /// The policy's source has not confirmed it for longer than allowed.
+    PolicyStale = "POLICY_STALE",
     /// The text is longer than the encoder reads; the rest was cut.
     InputTruncated = "INPUT_TRUNCATED",
 }

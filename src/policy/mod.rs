@@ -9,6 +9,7 @@ mod assign;
 mod decode;
 mod diff;
 mod document;
+mod edit;
 mod effective;
 mod experiment;
 mod experiments;
@@ -36,6 +37,7 @@ pub use document::{
     ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, TenantSpec, ThresholdsSpec, TierPattern,
     UnknownTenant,
 };
+pub use edit::{EditError, set_provider_enabled};
 pub use experiment::{ArmSpec, CONTROL, ExperimentKind, ExperimentSpec, RampSpec, StickyBy, Timestamp};
 pub use explain::{CandidateOutcome, CandidateVerdict, Explanation, FilterVerdict};
 pub use finding::{Finding, FindingCode, Severity, render_findings};

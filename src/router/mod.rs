@@ -18,7 +18,7 @@ use crate::domain::{
 };
 use crate::policy::{Assignment, KeyDigest, NoCandidate, Resolution, ScopeError, Signals};
 use crate::rules::RuleInput;
-use crate::sources::PolicyStore;
+use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
 use crate::telemetry::{Metrics, Stage};
 use crate::text::{self, Prepared};
 use cache::ClassificationCache;
@@ -68,6 +68,9 @@ pub enum DecideError {
     /// The caller's fault: tenant or role.
     #[error("the policy does not cover the request")]
     Scope(#[from] ScopeError),
+    /// The policy was not confirmed for too long; the control plane's fault.
+    #[error("the policy is too old")]
+    Stale(#[from] PolicyStale),
     /// The policy leaves no candidate for what the caller requires.
     #[error("no candidate is left")]
     NoCandidate(#[from] NoCandidate),
@@ -151,6 +154,7 @@ impl Router {
         }
         // One snapshot from start to end, whatever is published meanwhile.
         let active = self.policies.snapshot();
+        let standing = self.policies.standing(&active)?;
         let scope = active.policy.scope(&query.tenant, &query.role)?;
         // Keys are hashed only for those who look at them.
         let hashed = active.policy.has_experiments() || self.log.is_some();
@@ -208,7 +212,8 @@ impl Router {
             let decision_id = decided.as_ref().map_or(String::new(), |decision| decision.decision_id.clone());
             self.keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
         }
-        let decision = decided?;
+        let mut decision = decided?;
+        mark(&mut decision, standing, &active);
         self.metrics.record_decision(&decision);
         let known = active.policy.spec().tenants.contains_key(&query.tenant);
         self.metrics.record_cost(if known { &query.tenant } else { "" }, decision.selected.estimated_cost_usd);
@@ -377,6 +382,27 @@ impl Clock {
         self.timings.total_us = Stage::micros(self.started.elapsed());
         self.timings
     }
+}
+
+/// Says in the decision how far its policy can be relied on.
+fn mark(decision: &mut Decision, standing: Standing, active: &ActivePolicy) {
+    let age_s = decision.policy.age_ms / 1_000;
+    let (code, text) = match (standing, active.origin) {
+        (Standing::Confirmed, _) => return,
+        (Standing::Stale, _) => {
+            decision.source = Source::Degraded;
+            (ReasonCode::PolicyStale, format!("the policy's source has not confirmed it for {age_s} s"))
+        }
+        (Standing::StandIn, Origin::Embedded) => {
+            let text = "the policy's source has given nothing usable since the start; the embedded default stands in";
+            (ReasonCode::PolicyStandIn, text.to_owned())
+        }
+        (Standing::StandIn, Origin::Copy | Origin::Source) => {
+            let text = "the policy's source has given nothing usable since the start; the copy on disk stands in";
+            (ReasonCode::PolicyStandIn, format!("{text}, confirmed {age_s} s ago"))
+        }
+    };
+    decision.reasons.push(Reason::new(code, text));
 }
 
 fn input_report(prepared: &Prepared, classification: Option<&Classification>) -> InputReport {

@@ -1,6 +1,7 @@
 //! Wire messages to domain types and back.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use tonic::Status;
 
@@ -13,6 +14,7 @@ use crate::domain::{
 };
 use crate::policy::{Finding, Severity};
 use crate::router::Signalled;
+use crate::sources::{HistoryEntry, Origin};
 
 /// A request as a query; `request_id` is made when the caller sent none.
 pub(super) fn route_request(request: proto::RouteRequest) -> Result<Query, Box<Status>> {
@@ -166,6 +168,28 @@ pub(super) fn policy_ref(policy: &PolicyRef) -> proto::PolicyRef {
         sha256: policy.sha256.to_string(),
         age_ms: policy.age_ms,
         source: policy.source.to_string(),
+        source_revision: policy.revision.to_string(),
+        loaded_at_unix_ms: policy.loaded_at_unix_ms,
+    }
+}
+
+/// Who had a policy in force, on the wire.
+pub(super) fn origin(origin: Origin) -> proto::PolicyOrigin {
+    match origin {
+        Origin::Source => proto::PolicyOrigin::Source,
+        Origin::Copy => proto::PolicyOrigin::Copy,
+        Origin::Embedded => proto::PolicyOrigin::Embedded,
+    }
+}
+
+/// A document that was in force, on the wire.
+pub(super) fn policy_version(entry: &HistoryEntry) -> proto::PolicyVersion {
+    let loaded_at = entry.loaded_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    proto::PolicyVersion {
+        version: entry.version.to_string(),
+        sha256: entry.sha256.to_string(),
+        source_revision: entry.revision.to_string(),
+        loaded_at_unix_ms: u64::try_from(loaded_at.as_millis()).unwrap_or(u64::MAX),
     }
 }
 

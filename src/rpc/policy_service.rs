@@ -1,23 +1,33 @@
-//! `pointsman.v1.PolicyService`: what can be read and checked; changing comes with writable sources.
+//! `pointsman.v1.PolicyService`: the policy in force, checks of others, and changes at the source where it is writable.
 
-use std::time::UNIX_EPOCH;
+use std::collections::BTreeMap;
 
 use tonic::{Request, Response, Status};
 
 use super::proto::{self, policy_service_server::PolicyService};
 use super::{Backend, convert, diff, simulate, status};
 use crate::policy::{MAX_DOCUMENT_BYTES, Policy, PolicyOptions, Severity};
+use crate::sources::PolicyStore;
 
 /// The policy service.
 #[derive(Clone, Debug)]
 pub struct PolicyApi {
     backend: Backend,
+    changes: bool,
 }
 
 impl PolicyApi {
-    /// Answers from the policies of `backend`.
-    pub fn new(backend: Backend) -> Self {
-        Self { backend }
+    /// Answers from the policies of `backend`, and changes them if `changes` are offered to whoever can connect.
+    pub fn new(backend: Backend, changes: bool) -> Self {
+        Self { backend, changes }
+    }
+
+    fn policies(&self) -> Result<&PolicyStore, Status> {
+        Ok(self.backend.router().map_err(|status| *status)?.policies())
+    }
+
+    fn changeable(&self) -> Result<&PolicyStore, Status> {
+        if self.changes { self.policies() } else { Err(status::changes_off()) }
     }
 }
 
@@ -27,7 +37,7 @@ impl PolicyService for PolicyApi {
         &self,
         _: Request<proto::GetPolicyRequest>,
     ) -> Result<Response<proto::GetPolicyResponse>, Status> {
-        let active = self.backend.router().map_err(|status| *status)?.policies().snapshot();
+        let active = self.policies()?.snapshot();
         Ok(Response::new(proto::GetPolicyResponse {
             policy: Some(convert::policy_ref(&active.policy_ref())),
             document: active.policy.document().to_string(),
@@ -38,16 +48,30 @@ impl PolicyService for PolicyApi {
         &self,
         _: Request<proto::GetPolicyStatusRequest>,
     ) -> Result<Response<proto::GetPolicyStatusResponse>, Status> {
-        let policies = self.backend.router().map_err(|status| *status)?.policies();
-        let (active, store) = (policies.snapshot(), policies.status());
-        let loaded_at = active.loaded_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let policies = self.policies()?;
+        let (active, store, source) = (policies.snapshot(), policies.status(), policies.source());
+        let policy = active.policy_ref();
+        let by_reason = |counts: BTreeMap<&'static str, u64>| {
+            counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
+        };
         Ok(Response::new(proto::GetPolicyStatusResponse {
-            policy: Some(convert::policy_ref(&active.policy_ref())),
-            loaded_at_unix_ms: u64::try_from(loaded_at.as_millis()).unwrap_or(u64::MAX),
+            loaded_at_unix_ms: policy.loaded_at_unix_ms,
+            policy: Some(convert::policy_ref(&policy)),
             loads: store.loads,
             rejections: store.rejections,
             last_error: store.last_error.unwrap_or_default(),
             warnings: active.policy.warnings().iter().map(convert::finding).collect(),
+            source_place: source.place(),
+            writable: self.changes && source.is_writable(),
+            origin: convert::origin(active.origin).into(),
+            stale: policies.is_stale(&active),
+            max_staleness_ms: policies.staleness().max.map_or(0, |max| max.as_millis() as u64),
+            rejections_by_reason: by_reason(store.rejections_by_reason),
+            fetch_failures: store.fetch_failures,
+            fetch_failures_by_reason: by_reason(store.fetch_failures_by_reason),
+            signed_by: active.signed_by.as_deref().unwrap_or_default().to_owned(),
+            copy_error: store.copy_error.unwrap_or_default(),
+            history: store.history.iter().map(convert::policy_version).collect(),
         }))
     }
 
@@ -56,10 +80,7 @@ impl PolicyService for PolicyApi {
         request: Request<proto::ValidatePolicyRequest>,
     ) -> Result<Response<proto::ValidatePolicyResponse>, Status> {
         let document = request.into_inner().document;
-        if document.len() > MAX_DOCUMENT_BYTES {
-            let problem = format!("{} bytes, at most {MAX_DOCUMENT_BYTES} are allowed", document.len());
-            return Err(status::invalid_field("document", problem));
-        }
+        check_size(&document)?;
         let intents = self.backend.ready().map(|ready| ready.router.classifier().intent_labels().clone());
         let options = PolicyOptions { intents, ..PolicyOptions::default() };
         let check = move || Policy::check(document.as_bytes(), &options);
@@ -88,22 +109,46 @@ impl PolicyService for PolicyApi {
 
     async fn publish_policy(
         &self,
-        _: Request<proto::PublishPolicyRequest>,
+        request: Request<proto::PublishPolicyRequest>,
     ) -> Result<Response<proto::PublishPolicyResponse>, Status> {
-        Err(status::not_offered("PublishPolicy"))
+        let proto::PublishPolicyRequest { document, expected_sha256, signature } = request.into_inner();
+        check_size(&document)?;
+        let policies = self.changeable()?;
+        let signature = Some(signature).filter(|signature| !signature.is_empty());
+        let expected = Some(expected_sha256.as_str()).filter(|expected| !expected.is_empty());
+        let policy = policies.publish(document.into_bytes(), signature, expected).await;
+        let policy = policy.map_err(|error| status::from_change(&error))?;
+        Ok(Response::new(proto::PublishPolicyResponse { policy: Some(convert::policy_ref(&policy)) }))
     }
 
     async fn rollback_policy(
         &self,
-        _: Request<proto::RollbackPolicyRequest>,
+        request: Request<proto::RollbackPolicyRequest>,
     ) -> Result<Response<proto::RollbackPolicyResponse>, Status> {
-        Err(status::not_offered("RollbackPolicy"))
+        let version = request.into_inner().version;
+        let version = Some(version.as_str()).filter(|version| !version.is_empty());
+        let policy = self.changeable()?.roll_back(version).await.map_err(|error| status::from_change(&error))?;
+        Ok(Response::new(proto::RollbackPolicyResponse { policy: Some(convert::policy_ref(&policy)) }))
     }
 
     async fn set_provider_enabled(
         &self,
-        _: Request<proto::SetProviderEnabledRequest>,
+        request: Request<proto::SetProviderEnabledRequest>,
     ) -> Result<Response<proto::SetProviderEnabledResponse>, Status> {
-        Err(status::not_offered("SetProviderEnabled"))
+        let proto::SetProviderEnabledRequest { provider, enabled } = request.into_inner();
+        if provider.is_empty() {
+            return Err(status::invalid_field("provider", "is empty"));
+        }
+        let policy = self.changeable()?.set_provider_enabled(&provider, enabled).await;
+        let policy = policy.map_err(|error| status::from_change(&error))?;
+        Ok(Response::new(proto::SetProviderEnabledResponse { policy: Some(convert::policy_ref(&policy)) }))
     }
+}
+
+fn check_size(document: &str) -> Result<(), Status> {
+    if document.len() > MAX_DOCUMENT_BYTES {
+        let problem = format!("{} bytes, at most {MAX_DOCUMENT_BYTES} are allowed", document.len());
+        return Err(status::invalid_field("document", problem));
+    }
+    Ok(())
 }

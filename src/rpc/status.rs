@@ -6,6 +6,8 @@
 //! | unknown role | caller | INVALID_ARGUMENT | `BadRequest` |
 //! | unknown tenant, refused by the policy | caller | NOT_FOUND | `ResourceInfo` |
 //! | filters left no candidate | caller's requirements or the policy | FAILED_PRECONDITION | `PreconditionFailure`, one entry a removal |
+//! | policy older than allowed | the control plane | UNAVAILABLE | `RetryInfo` |
+//! | a policy change that cannot be made | caller, or the source | INVALID_ARGUMENT, FAILED_PRECONDITION, ABORTED, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE | `BadRequest` with the findings |
 //! | deadline passed | caller or load | DEADLINE_EXCEEDED | |
 //! | too many requests in flight | load | RESOURCE_EXHAUSTED | `RetryInfo` |
 //! | classifier not available for `Classify` | us | UNAVAILABLE or DEADLINE_EXCEEDED | `RetryInfo` |
@@ -20,11 +22,14 @@ use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt
 use super::admission::Overloaded;
 use crate::batch::BatchError;
 use crate::domain::InvalidQuery;
-use crate::policy::{NoCandidate, ScopeError};
+use crate::policy::{EditError, NoCandidate, ScopeError, Severity};
 use crate::router::DecideError;
+use crate::sources::{ChangeError, PolicyStale, WriteError};
 
 /// How long a caller should wait before it tries an overloaded server again.
 const RETRY_AFTER_OVERLOAD: Duration = Duration::from_millis(250);
+/// How long a caller should wait for a policy source that is away.
+const RETRY_AFTER_OUTAGE: Duration = Duration::from_secs(5);
 /// How long a caller should wait for a server that is starting.
 const RETRY_AFTER_START: Duration = Duration::from_secs(1);
 
@@ -39,6 +44,14 @@ pub(super) fn from_decide(error: DecideError) -> Status {
             let text = format!("tenant {tenant:?} is not in the policy, which refuses unknown tenants");
             let details = ErrorDetails::with_resource_info("tenant", tenant, "", text.clone());
             Status::with_error_details(Code::NotFound, text, details)
+        }
+        DecideError::Stale(PolicyStale { age, max }) => {
+            let text = format!(
+                "the policy's source has not confirmed it for {} s, and nothing is decided by one older than {} s",
+                age.as_secs(),
+                max.as_secs()
+            );
+            retry(Code::Unavailable, &text, RETRY_AFTER_OUTAGE)
         }
         DecideError::NoCandidate(none) => from_no_candidate(&none),
         DecideError::DeadlineExceeded => Status::deadline_exceeded("the deadline had passed on arrival"),
@@ -56,6 +69,51 @@ pub(super) fn from_decide(error: DecideError) -> Status {
 
 pub(super) fn from_invalid(invalid: &InvalidQuery) -> Status {
     invalid_field(invalid.field, invalid.problem.clone())
+}
+
+/// A change of the policy that was not made.
+pub(super) fn from_change(error: &ChangeError) -> Status {
+    let text = with_sources(error);
+    match error {
+        ChangeError::Invalid(invalid) => {
+            let errors = invalid.findings.iter().filter(|finding| finding.severity == Severity::Error);
+            let violations = errors.map(|finding| {
+                let place = format!("line {}: {}", finding.line, finding.path);
+                FieldViolation::new("document", format!("{place}: {}: {}", finding.code.as_str(), finding.message))
+            });
+            let details = ErrorDetails::with_bad_request(violations.collect::<Vec<_>>());
+            Status::with_error_details(Code::InvalidArgument, text, details)
+        }
+        ChangeError::Untrusted(_) => Status::permission_denied(text),
+        ChangeError::UnknownVersion { .. } | ChangeError::Edit(EditError::UnknownProvider { .. }) => {
+            Status::not_found(text)
+        }
+        ChangeError::Write(WriteError::Conflict) => Status::aborted(text),
+        ChangeError::Unexpected { .. }
+        | ChangeError::VersionTaken { .. }
+        | ChangeError::NothingBefore
+        | ChangeError::NeedsSignature
+        | ChangeError::NotInForce
+        | ChangeError::Edit(EditError::Layout)
+        | ChangeError::Write(WriteError::ReadOnly { .. }) => Status::failed_precondition(text),
+        ChangeError::Source(_) | ChangeError::Write(WriteError::Source(_) | WriteError::Write { .. }) => {
+            retry(Code::Unavailable, &text, RETRY_AFTER_OUTAGE)
+        }
+        ChangeError::Compile(_) => Status::internal("the policy could not be compiled"),
+    }
+}
+
+/// Changes over gRPC are not offered on this listener.
+pub(super) fn changes_off() -> Status {
+    Status::permission_denied(
+        "policy changes over gRPC are off on this server (setting `policy_changes`); change the policy at its source",
+    )
+}
+
+/// The error and all its causes in one line; operators are told what the source said.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// INVALID_ARGUMENT about one field.

@@ -40,8 +40,10 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         PolicyGauges {
             policy: active.policy_ref(),
             loads: status.loads,
-            rejections: status.rejections,
-            fetch_failures: status.fetch_failures,
+            rejected: status.rejections_by_reason,
+            fetch_failed: status.fetch_failures_by_reason,
+            stale: ready.router.policies().is_stale(&active),
+            copy_failures: status.copy_failures,
         }
     });
     match admin.backend.metrics().encode(gauges.as_ref()) {
@@ -55,9 +57,19 @@ async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
     } else if admin.backend.ready().is_none() {
         (StatusCode::SERVICE_UNAVAILABLE, "loading the model\n")
+    } else if refuses(&admin.backend) {
+        (StatusCode::SERVICE_UNAVAILABLE, "the policy is older than allowed\n")
     } else {
         (StatusCode::OK, "ready\n")
     }
+}
+
+/// Whether every request is refused because the policy is too old: another instance may have a newer one.
+fn refuses(backend: &Backend) -> bool {
+    backend.ready().is_some_and(|ready| {
+        let policies = ready.router.policies();
+        policies.standing(&policies.snapshot()).is_err()
+    })
 }
 
 async fn version(State(admin): State<Admin>) -> impl IntoResponse {

@@ -4,6 +4,7 @@
 //! Order of a stop: health says NOT_SERVING, listeners close, requests in flight finish within a bound, exit.
 
 mod admin;
+mod policy;
 mod tasks;
 
 use std::net::SocketAddr;
@@ -15,21 +16,21 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+pub use policy::{policy_options, start_policies};
 pub use tasks::Tasks;
 
 use crate::artifact::default_roots;
 use crate::batch::BatchOptions;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
-use crate::config::{Config, PolicyPlace};
+use crate::config::Config;
 use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions};
 use crate::encoder::{EncoderError, available_threads, open_device};
-use crate::policy::PolicyOptions;
 use crate::router::{DecideError, Router, RouterOptions};
 use crate::rpc::proto::{
     DESCRIPTORS, info_server::InfoServer, policy_service_server::PolicyServiceServer, router_server::RouterServer,
 };
 use crate::rpc::{Backend, InfoService, PolicyApi, RouterApi};
-use crate::sources::{EmbeddedSource, FileSource, PolicySource, PolicyStore, RefreshError};
+use crate::sources::{PolicyStore, RefreshError, SignatureError, TlsError};
 use crate::telemetry::Metrics;
 
 /// Why the service could not start or had to end.
@@ -56,6 +57,12 @@ pub enum ServeError {
     /// The decision log cannot be started.
     #[error("cannot start the decision log")]
     DecisionLog(#[from] LogError),
+    /// A certificate for the policy's source cannot be used.
+    #[error("cannot connect to the policy's source")]
+    PolicyTls(#[from] TlsError),
+    /// The keys that policies are checked with cannot be used.
+    #[error("cannot check signatures of policies")]
+    PolicyKeys(#[from] SignatureError),
     /// The encoder's thread cannot be started.
     #[error("cannot start the encoder thread")]
     Thread(#[source] std::io::Error),
@@ -149,12 +156,11 @@ impl Server {
         let started = Instant::now();
         let addresses = (local_address(&grpc, config.listen), local_address(&admin, config.admin_listen));
         set_health(&health, ServingStatus::NotServing).await;
-        spawn_grpc(grpc, &backend, &health, &tasks)?;
+        spawn_grpc(grpc, &backend, &health, &tasks, config.policy.changes)?;
         tasks.spawn(admin::serve(admin, backend.clone(), tasks.stopping()));
 
         let classifier = Arc::new(load_classifier(&config).await?);
-        let options = policy_options(&config, &classifier);
-        let policies = Arc::new(PolicyStore::start(policy_source(&config), options).await?);
+        let policies = Arc::new(start_policies(&config.policy, policy_options(&config, &classifier)).await?);
         let log = Arc::new(DecisionLog::start(log_options(&config), Arc::clone(backend.metrics()))?);
         let router = Router::start(
             Arc::clone(&classifier),
@@ -168,7 +174,7 @@ impl Server {
 
         if let Some(suited) = policies.source().poll_interval() {
             let (poller, stopping) = (Arc::clone(&policies), tasks.stopping());
-            let interval = config.policy_poll_interval.unwrap_or(suited);
+            let interval = config.policy.poll_interval.unwrap_or(suited);
             tasks.spawn(async move { poller.run(interval, stopping).await });
         }
         let summary = summary(&classifier, &policies, addresses, started.elapsed());
@@ -262,26 +268,6 @@ pub async fn load_classifier(config: &Config) -> Result<Classifier, ServeError> 
     Ok(tokio::task::spawn_blocking(move || Classifier::load(&options)).await??)
 }
 
-/// The source that `config` names.
-pub fn policy_source(config: &Config) -> Box<dyn PolicySource> {
-    match &config.policy {
-        PolicyPlace::Embedded => Box::new(EmbeddedSource),
-        PolicyPlace::File(path) => Box::new(FileSource::new(path)),
-    }
-}
-
-/// What a policy is checked against.
-///
-/// One that an operator names must fit the classifier: a misspelt intent is an error. The embedded one is written for
-/// the default classifier's intents; under other labels its wildcard routes answer.
-pub fn policy_options(config: &Config, classifier: &Classifier) -> PolicyOptions {
-    let intents = match &config.policy {
-        PolicyPlace::Embedded => None,
-        PolicyPlace::File(_) => Some(classifier.intent_labels().clone()),
-    };
-    PolicyOptions { intents, environment: config.environment.clone() }
-}
-
 /// What of decisions is kept, by `config`.
 fn log_options(config: &Config) -> LogOptions {
     const MIB: u64 = 1024 * 1024;
@@ -307,6 +293,7 @@ fn spawn_grpc(
     backend: &Backend,
     health: &HealthReporter,
     tasks: &Tasks,
+    policy_changes: bool,
 ) -> Result<(), ServeError> {
     // Health and the error details too, so that a client which knows nothing can call and read everything.
     let reflection = || {
@@ -322,7 +309,7 @@ fn spawn_grpc(
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(RouterServer::new(RouterApi::new(backend.clone())))
-        .add_service(PolicyServiceServer::new(PolicyApi::new(backend.clone())))
+        .add_service(PolicyServiceServer::new(PolicyApi::new(backend.clone(), policy_changes)))
         .add_service(InfoServer::new(InfoService::new(backend.clone())))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)

@@ -27,7 +27,11 @@ impl PolicySource for EmbeddedSource {
     fn fetch<'a>(&'a self, seen: Option<&'a str>) -> Fetch<'a> {
         let fetched = match seen {
             Some(_) => Fetched::Unchanged,
-            None => Fetched::Document { bytes: DEFAULT_DOCUMENT.as_bytes().to_vec(), revision: "embedded".to_owned() },
+            None => Fetched::Document {
+                bytes: DEFAULT_DOCUMENT.as_bytes().to_vec(),
+                signature: None,
+                revision: "embedded".to_owned(),
+            },
         };
         Box::pin(std::future::ready(Ok(fetched)))
     }

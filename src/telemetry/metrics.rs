@@ -1,6 +1,7 @@
 //! The Prometheus metrics of the service.
 
-use std::sync::atomic::AtomicU64;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -33,8 +34,10 @@ pub struct Metrics {
     policy: Family<PolicyLabels, Gauge>,
     policy_age: Gauge<f64, AtomicU64>,
     policy_loads: Gauge,
-    policy_rejections: Gauge,
-    policy_fetch_failures: Gauge,
+    policy_rejected: Family<ReasonLabels, Counter>,
+    policy_fetch_failed: Family<ReasonLabels, Counter>,
+    policy_stale: Gauge,
+    policy_copy_failed: Counter,
     tenant_cost_usd: Family<TenantLabels, Counter<f64, AtomicU64>>,
     tenant_decisions: Family<TenantLabels, Counter>,
     experiment_arms: Family<ArmLabels, Counter>,
@@ -111,10 +114,14 @@ pub struct PolicyGauges {
     pub policy: PolicyRef,
     /// Documents accepted.
     pub loads: u64,
-    /// Documents refused.
-    pub rejections: u64,
-    /// Fetches that failed.
-    pub fetch_failures: u64,
+    /// Documents refused, by reason.
+    pub rejected: BTreeMap<&'static str, u64>,
+    /// Looks at the source that failed, by reason.
+    pub fetch_failed: BTreeMap<&'static str, u64>,
+    /// Whether it was not confirmed for longer than allowed.
+    pub stale: bool,
+    /// Copies on disk that could not be read or written.
+    pub copy_failures: u64,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -139,6 +146,11 @@ struct RequestLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct CacheLabels {
     result: CacheResult,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabels {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -182,8 +194,10 @@ impl Metrics {
             policy: Family::default(),
             policy_age: Gauge::default(),
             policy_loads: Gauge::default(),
-            policy_rejections: Gauge::default(),
-            policy_fetch_failures: Gauge::default(),
+            policy_rejected: Family::default(),
+            policy_fetch_failed: Family::default(),
+            policy_stale: Gauge::default(),
+            policy_copy_failed: Counter::default(),
             tenant_cost_usd: Family::default(),
             tenant_decisions: Family::default(),
             experiment_arms: Family::default(),
@@ -221,8 +235,6 @@ impl Metrics {
             self.policy_age.clone(),
         );
         r.register("policy_loads", "Policy documents accepted since the start", self.policy_loads.clone());
-        r.register("policy_rejections", "Policy documents refused since the start", self.policy_rejections.clone());
-        r.register("policy_fetch_failures", "Fetches that failed since the start", self.policy_fetch_failures.clone());
         r.register(
             "decision_cost_usd",
             "Estimated cost in US dollars of the selected models' answers, by tenant of the policy",
@@ -236,6 +248,22 @@ impl Metrics {
             self.shadows.clone(),
         );
         r.register("decision_log_lines", "Decisions by what became of them in the decision log", self.logged.clone());
+        r.register("policy_rejected", "Policy documents refused, by the first error", self.policy_rejected.clone());
+        r.register(
+            "policy_fetch_failed",
+            "Looks at the policy's source that failed, by what failed",
+            self.policy_fetch_failed.clone(),
+        );
+        r.register(
+            "policy_stale",
+            "1 while the policy has gone unconfirmed for longer than allowed",
+            self.policy_stale.clone(),
+        );
+        r.register(
+            "policy_copy_failed",
+            "Policy copies on disk that could not be read or written",
+            self.policy_copy_failed.clone(),
+        );
     }
 
     /// Counts a decision and its stage times.
@@ -349,7 +377,7 @@ impl Metrics {
         if let Some(gauges) = policy {
             // One series at a time: the policy in force.
             self.policy.clear();
-            let PolicyRef { id, version, sha256, source, age_ms } = &gauges.policy;
+            let PolicyRef { id, version, sha256, source, age_ms, .. } = &gauges.policy;
             let labels = PolicyLabels {
                 id: id.to_string(),
                 version: version.to_string(),
@@ -359,8 +387,16 @@ impl Metrics {
             self.policy.get_or_create(&labels).set(1);
             self.policy_age.set(*age_ms as f64 * 1e-3);
             self.policy_loads.set(gauges.loads as i64);
-            self.policy_rejections.set(gauges.rejections as i64);
-            self.policy_fetch_failures.set(gauges.fetch_failures as i64);
+            // The store counts; here its counts become counters.
+            for (family, counts) in
+                [(&self.policy_rejected, &gauges.rejected), (&self.policy_fetch_failed, &gauges.fetch_failed)]
+            {
+                for (reason, count) in counts {
+                    family.get_or_create(&ReasonLabels { reason }).inner().store(*count, Ordering::Relaxed);
+                }
+            }
+            self.policy_stale.set(i64::from(gauges.stale));
+            self.policy_copy_failed.inner().store(gauges.copy_failures, Ordering::Relaxed);
         }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -393,10 +429,14 @@ mod tests {
                 sha256: "00".into(),
                 age_ms: 1_500,
                 source: "file".into(),
+                revision: "r".into(),
+                loaded_at_unix_ms: 0,
             },
             loads: 2,
-            rejections: 1,
-            fetch_failures: 0,
+            rejected: [("SYNTAX", 1)].into(),
+            fetch_failed: [("TIMED_OUT", 3)].into(),
+            stale: true,
+            copy_failures: 4,
         };
         metrics.encode(Some(&gauges("1"))).unwrap();
         let text = metrics.encode(Some(&gauges("2"))).unwrap();
@@ -405,7 +445,14 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("pointsman_policy_age_seconds 1.5"), "{text}");
-        assert!(text.contains("pointsman_policy_rejections 1"), "{text}");
+        for line in [
+            "pointsman_policy_rejected_total{reason=\"SYNTAX\"} 1",
+            "pointsman_policy_fetch_failed_total{reason=\"TIMED_OUT\"} 3",
+            "pointsman_policy_stale 1",
+            "pointsman_policy_copy_failed_total 4",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 
     #[test]

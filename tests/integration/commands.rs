@@ -84,12 +84,15 @@ fn route_and_classify_are_readable_and_refuse_what_is_not_valid() {
         (vec!["route", "--role", "nobody", "x"], "nobody"),
         (vec!["route", "--max-cost-usd", "NaN", "x"], "max_cost_usd"),
         (vec!["route", "--max-cost-usd", "0.0000000001", "x"], "no candidate"),
-        (vec!["route", "--policy", "https://example.org/p", "x"], "policy"),
+        (vec!["route", "--policy", "ftp://example.org/p", "x"], "policy"),
     ] {
         let (code, out, err) = run(&arguments);
         assert_eq!(code, 64, "{arguments:?}: {err}");
         assert!(out.is_empty() && err.contains(part), "{arguments:?}: {err}");
     }
+    // A service would stand in for a policy that it cannot get; whoever asks for one decision wants that policy.
+    let (code, out, err) = run(&["route", "--policy", "http://127.0.0.1:9/p", "x"]);
+    assert!(code == 1 && out.is_empty() && err.contains("cannot reach http://127.0.0.1:9/p"), "{err}");
 }
 
 #[test]

@@ -297,16 +297,10 @@ async fn the_policy_can_be_read_and_checked() {
 #[tokio::test]
 async fn methods_of_later_versions_say_so_in_a_sentence() {
     let service = Service::shared();
-    let (mut router, mut policies) = (service.router().await, service.policy().await);
+    let mut router = service.router().await;
     let refused = [
         ("Escalate", router.escalate(proto::EscalateRequest::default()).await.unwrap_err()),
         ("ReportOutcome", router.report_outcome(proto::ReportOutcomeRequest::default()).await.unwrap_err()),
-        ("PublishPolicy", policies.publish_policy(proto::PublishPolicyRequest::default()).await.unwrap_err()),
-        ("RollbackPolicy", policies.rollback_policy(proto::RollbackPolicyRequest::default()).await.unwrap_err()),
-        (
-            "SetProviderEnabled",
-            policies.set_provider_enabled(proto::SetProviderEnabledRequest::default()).await.unwrap_err(),
-        ),
     ];
     for (method, status) in refused {
         assert_eq!(status.code(), Code::Unimplemented);

@@ -112,7 +112,7 @@ async fn reload_broken_policy_keeps_last_good_and_recovers() {
     await_version(&service, "3").await;
     let status = policy_status(&service).await;
     assert_eq!((status.loads, status.rejections, status.last_error.as_str()), (2, 2, ""));
-    assert_eq!(service.metric("pointsman_policy_rejections"), Some(2.0));
+    assert_eq!(service.metric_sum("pointsman_policy_rejected_total"), 2.0);
 }
 
 #[tokio::test]
@@ -391,8 +391,8 @@ async fn admin_endpoints() {
         "pointsman_policy_info{id=\"default\",version=",
         "pointsman_policy_age_seconds ",
         "pointsman_policy_loads 1",
-        "pointsman_policy_rejections 0",
-        "pointsman_policy_fetch_failures 0",
+        "pointsman_policy_stale 0",
+        "pointsman_policy_copy_failed_total 0",
     ] {
         assert!(metrics.body.lines().any(|line| line.starts_with(name)), "{name} is not in\n{}", metrics.body);
     }

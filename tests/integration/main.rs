@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::string_slice,
     clippy::disallowed_methods,
     reason = "a failed step should fail the test at once, and no drain has to wait for a test's tasks"
@@ -10,6 +11,12 @@
 
 mod bad_input;
 mod commands;
+mod control_plane;
+mod control_plane_changes;
+mod control_plane_etcd;
+mod control_plane_faults;
+mod control_plane_support;
+mod control_plane_tls;
 mod decisions;
 mod documentation;
 mod encoder;

@@ -141,6 +141,14 @@ impl Service {
         InfoClient::new(channel(self.grpc).await)
     }
 
+    /// The sum of a metric over all its labels.
+    pub(crate) fn metric_sum(&self, name: &str) -> f64 {
+        let page = get(self.admin, "/metrics").body;
+        let lines =
+            page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     /// The value of a metric's line that starts with `name`.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let page = get(self.admin, "/metrics").body;

@@ -2,8 +2,10 @@
 
 mod diff;
 mod explain;
+mod remote;
 mod schema;
 mod show;
+mod sign;
 mod simulate;
 mod validate;
 
@@ -36,6 +38,18 @@ enum Command {
     Simulate(simulate::Args),
     /// Print the JSON Schema of policy documents.
     Schema,
+    /// Show the policy of a running service, the state of its source, and what can be gone back to.
+    Status(remote::StatusArgs),
+    /// Make a document the current one at a running service's source.
+    Publish(remote::PublishArgs),
+    /// Make an earlier version the current one.
+    Rollback(remote::RollbackArgs),
+    /// Turn a provider on or off everywhere.
+    Provider(remote::ProviderArgs),
+    /// Make a key to sign policies with.
+    Keygen(sign::KeygenArgs),
+    /// Sign a document.
+    Sign(sign::SignArgs),
 }
 
 /// How a result is printed.
@@ -67,6 +81,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => diff::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Schema => Ok(schema::run()),
+        Command::Status(args) => remote::status(args),
+        Command::Publish(args) => remote::publish(args),
+        Command::Rollback(args) => remote::rollback(args),
+        Command::Provider(args) => remote::provider(args),
+        Command::Keygen(args) => sign::keygen(args),
+        Command::Sign(args) => sign::sign(args),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod default_document;
 mod documentation;
+mod edit;
 mod experiments;
 mod findings;
 mod properties;
