@@ -128,14 +128,12 @@ enum Layout {
 /// A document with `names` as providers, all on, of which only those in `listed` are in the section of providers.
 fn written(layout: &Layout, names: &[String], listed: &[bool], after_models: bool) -> String {
     let quoted = |name: &String| serde_json::Value::from(name.as_str()).to_string();
-    let mut models = String::from("models:\n");
-    for (index, name) in names.iter().enumerate() {
-        models.push_str(&format!(
-            "  m{index}: {{provider: {}, provider_model: x, price_per_million_tokens: {{input_usd: 1, output_usd: 1}}, \
-             context_window_tokens: 9}}\n",
-            quoted(name)
-        ));
-    }
+    let models = names.iter().enumerate().map(|(index, name)| {
+        let price = "price_per_million_tokens: {input_usd: 1, output_usd: 1}";
+        let provider = quoted(name);
+        format!("  m{index}: {{provider: {provider}, provider_model: x, {price}, context_window_tokens: 9}}\n")
+    });
+    let models = format!("models:\n{}", models.collect::<String>());
     let listed: Vec<&String> = names.iter().zip(listed).filter(|(_, listed)| **listed).map(|(name, _)| name).collect();
     let providers = match layout {
         Layout::Absent => String::new(),
