@@ -12,8 +12,8 @@ pub struct Schedule {
 
 /// A regular pause is between these shares of the TTL: replicas that started together drift apart within a few looks,
 /// and what is left of the TTL is time to fetch and compile.
-const SHORTEST: f64 = 0.70;
-const LONGEST: f64 = 0.94;
+const SHORTEST: f64 = 0.66;
+const LONGEST: f64 = 0.90;
 /// The first look again after a failure; doubled with every further one.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// An outage is noticed to be over within this, or within two TTLs where that is less.
