@@ -168,9 +168,8 @@ impl Encoder {
             Precision::Int8 if !can => {
                 return Err(EncoderError::Unsupported("8-bit products on this device or of these shapes".into()));
             }
-            Precision::F32 => {}
             Precision::Int8 | Precision::Auto if can => bert.quantise(options)?,
-            Precision::Int8 | Precision::Auto => {}
+            Precision::Int8 | Precision::Auto | Precision::F32 => {}
         }
         let weights_sha256 = artifact.manifest.files.get(WEIGHTS).map(|entry| entry.sha256.clone()).unwrap_or_default();
         Ok(Self {

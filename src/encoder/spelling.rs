@@ -46,9 +46,9 @@ impl Spelling {
         let mut n_lookups = 0;
         let mut start = 0;
         for token in text.split_inclusive(char::is_whitespace) {
-            let word = token.trim_matches(|c: char| !c.is_alphanumeric());
+            let word = token.trim_matches(|c: char| !c.is_alphanumeric() && c != '_');
             if n_lookups < MAX_LOOKUPS
-                && is_ordinary(word, start == 0)
+                && is_ordinary(word)
                 && let Some(better) = self.look_up(word, &mut n_lookups)
             {
                 let out = repaired.get_or_insert_with(|| text.split_at(start).0.to_owned());
@@ -83,11 +83,10 @@ impl Spelling {
     }
 }
 
-/// Small letters alone: names, acronyms, numbers and identifiers are nobody's errors.
-fn is_ordinary(word: &str, at_start: bool) -> bool {
-    let mut bytes = word.bytes();
-    let first = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase() || (at_start && byte.is_ascii_uppercase()));
-    first && LENGTHS.contains(&word.len()) && bytes.all(|byte| byte.is_ascii_lowercase())
+/// Letters alone, in whatever case: numbers and identifiers are nobody's errors. Names may be taken for errors, but a verdict
+/// that hangs on case would flip with it.
+fn is_ordinary(word: &str) -> bool {
+    LENGTHS.contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphabetic())
 }
 
 /// Hashes of a word and of what is left of it without one letter.
@@ -136,10 +135,11 @@ mod tests {
             ("tranlsate this,  please!", "translate this,  please!"),
             ("Wriite a (peom) abuot it", "write a (poem) about it"),
             ("trnaslate", "translate"),
+            ("TRNASLATE IT", "translate IT"),
         ] {
             assert_eq!(spelling.repair(text), repaired);
         }
-        for text in ["translate this", "tokio", "a Poam", "a pxm", "poem2 abxut_", "tranlsatee", "", "  "] {
+        for text in ["translate this", "tokio", "a PXM", "poem2 abxut_", "tranlsatee", "", "  "] {
             assert_eq!(spelling.repair(text), text);
         }
     }

@@ -133,14 +133,14 @@ impl AttentionUnit {
         onto: Onto<'_>,
     ) {
         let n_tokens = x.scales.len();
-        let n = n_tokens * PANEL;
+        let n_numbers = n_tokens * PANEL;
         let UnitScratch { floats: [q, k, v, context], bytes, scales, attention } = scratch;
         for (index, part) in [&mut *q, &mut *k, &mut *v].into_iter().enumerate() {
-            part.resize(n, 0.0);
+            part.resize(n_numbers, 0.0);
             let bias = Onto::Bias(&self.bias[index]);
             isa.product(x, self.qkv.panel(index), Target { values: part, stride: PANEL, onto: bias });
         }
-        context.resize(n, 0.0);
+        context.resize(n_numbers, 0.0);
         let mut start = 0;
         for length in lengths {
             let rows = start..start + length * PANEL;
@@ -148,7 +148,7 @@ impl AttentionUnit {
             isa.attend(qkv, self.head_size, &mut context[rows.clone()], attention);
             start = rows.end;
         }
-        bytes.resize(n, 0);
+        bytes.resize(n_numbers, 0);
         scales.resize(n_tokens, 0.0);
         isa.quantise(context, PANEL, bytes, scales);
         let context = Bytes { values: bytes, width: PANEL, scales };

@@ -44,9 +44,9 @@ fn bytes_point_where_floats_do_on_every_instruction_set() {
             cosines(&own, &expected).into_iter().fold(1.0, f32::min),
             cosines(&own, &best).into_iter().fold(1.0, f32::min),
         );
-        assert!(least > 0.99, "{}: cosine {least} with f32", isa.name());
+        assert!(least > 0.98, "{}: cosine {least} with f32", isa.name());
         // Another rounding of a sum can move an activation by a step: as far apart as either is from f32.
-        assert!(same > 0.995, "{}: cosine {same} with the best set", isa.name());
+        assert!(same > 0.98, "{}: cosine {same} with the best set", isa.name());
     }
 }
 

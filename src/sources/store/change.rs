@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{Admitted, Content, Origin, PolicyEvent, PolicyStore, Progress, RefreshError};
 use crate::domain::PolicyRef;
-use crate::policy::{EditError, InvalidPolicy, set_provider_enabled, sha256_hex};
+use crate::policy::{EditError, InvalidPolicy, Severity, set_provider_enabled, sha256_hex};
 use crate::sources::{SignatureError, SourceError, WriteError};
 
 /// Why the policy was not changed.
@@ -89,6 +89,11 @@ impl PolicyStore {
         let mut progress = self.progress.lock().await;
         self.check_writable()?;
         let admitted = self.admit_change(document, signature).await?;
+        // One tenant's error leaves the others theirs where it turns up; whoever publishes it is there to mend it.
+        let findings = admitted.policy.warnings();
+        if findings.iter().any(|finding| finding.severity == Severity::Error) {
+            return Err(ChangeError::Invalid(InvalidPolicy { findings: findings.to_vec() }));
+        }
         self.catch_up(&mut progress).await?;
         let found = Arc::clone(self.snapshot().policy.sha256());
         if let Some(expected) = expected_sha256

@@ -23,7 +23,7 @@ use self::active::Confirmed;
 use self::history::History;
 use self::keep::Keeper;
 use super::{Fetched, PolicySource, Schedule, SignatureError, SourceError, TrustedKeys, with_sources};
-use crate::policy::{InvalidPolicy, Policy, PolicyOptions, Severity, sha256_hex};
+use crate::policy::{InvalidPolicy, Policy, PolicyOptions, sha256_hex};
 
 /// The policy in force and its source.
 ///
@@ -377,7 +377,7 @@ impl RefreshError {
             Self::Untrusted { source, .. } => source.reason(),
             Self::Compile(_) => "INTERNAL",
             Self::Invalid { source, .. } => {
-                let first = source.findings.iter().find(|finding| finding.severity == Severity::Error);
+                let first = source.findings.iter().find(|finding| finding.refuses_document());
                 first.map_or("INVALID", |finding| finding.code.as_str())
             }
         }

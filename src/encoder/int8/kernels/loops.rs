@@ -124,7 +124,7 @@ pub(super) fn add_norm_quantise(
             // What one thread adds up as it goes comes as one part; the sums are the same.
             [part] => {
                 for ((x, part), bias) in hidden.iter_mut().zip(&part[at..at + width]).zip(norm.bias) {
-                    *x = (part + bias) + *x;
+                    *x += part + bias;
                 }
             }
             [first, others @ ..] => {
@@ -137,7 +137,7 @@ pub(super) fn add_norm_quantise(
                         sums.iter_mut().zip(&part[row..at + end]).for_each(|(sum, part)| *sum += part);
                     }
                     for ((x, sum), bias) in hidden[column..end].iter_mut().zip(sums).zip(&norm.bias[column..end]) {
-                        *x = (*sum + bias) + *x;
+                        *x += *sum + bias;
                     }
                 }
             }
@@ -373,4 +373,4 @@ pub(super) fn gelu<const FUSED: bool>(x: f32) -> f32 {
 
 /// Coefficients of `P`, lowest first.
 const GELU: [f32; 7] =
-    [0.397_913_43, -0.064_604_856, 0.008_784_138, -0.000_816_069_83, 4.814_007_8e-5, -1.606_844e-6, 2.292_638_3e-8];
+    [0.397_913_43, -0.064_604_856, 0.008_784_138, -0.000_816_07, 4.814_008e-5, -1.606_844e-6, 2.292_638e-8];

@@ -4,6 +4,7 @@
 //! sets give the same sums; the floating-point loops are one text compiled for each set ([`loops`]), fused
 //! multiply-adds where the set has them. `unsafe` in this project is here and nowhere else.
 
+#![allow(clippy::inline_always, reason = "a loop is compiled for the set of whoever it is inlined into")]
 #![allow(unsafe_code, reason = "kernels of an instruction set run where the machine was found to have it")]
 
 #[cfg(target_arch = "x86_64")]
