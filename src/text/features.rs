@@ -9,7 +9,7 @@ use super::{lexicon, structure};
 use crate::domain::{Structure, TextSignals};
 
 /// Changes whenever a number changes its place or meaning.
-pub const LAYOUT: &str = "text-features/v3";
+pub const LAYOUT: &str = "text-features/v4";
 /// How many numbers there are.
 pub const N_FEATURES: usize = N_SHAPE + Structure::ALL.len() + 2 * lexicon::N_GROUPS;
 
