@@ -6,11 +6,11 @@ use std::time::UNIX_EPOCH;
 use tonic::Status;
 
 use super::proto;
-use super::status::invalid_field;
+use super::status::{from_invalid, invalid_field};
 use crate::domain::{
-    Candidate, Classification, ClassifierRef, Confidence, Content, Decision, Distribution, Escalation, ExperimentArm,
-    Fallback, InputReport, Message, MessageRole, PolicyRef, Priority, Query, Reason, Requirements, Source, Tier,
-    Timings,
+    Attempt, Candidate, Classification, ClassifierRef, Confidence, Content, Decision, Distribution, Escalation,
+    ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, Observed, OutcomeReport, PolicyRef,
+    Priority, Query, Reason, Requirements, Source, Tier, Timings,
 };
 use crate::policy::{Finding, Severity};
 use crate::router::Signalled;
@@ -77,6 +77,48 @@ fn message(message: proto::Message) -> Result<Message, Box<Status>> {
         Err(_) => return Err(Box::new(unknown_enum("messages.role", message.role))),
     };
     Ok(Message { role, content: message.content })
+}
+
+/// What a caller saw of an answer; the numbers are for [`Observed::check`].
+pub(super) fn observed(observed: proto::Observed) -> Result<Observed, Box<Status>> {
+    let failure = match proto::FailureKind::try_from(observed.failure) {
+        Ok(proto::FailureKind::Unspecified) => None,
+        Ok(proto::FailureKind::Timeout) => Some(FailureKind::Timeout),
+        Ok(proto::FailureKind::RateLimited) => Some(FailureKind::RateLimited),
+        Ok(proto::FailureKind::ProviderError) => Some(FailureKind::ProviderError),
+        Ok(proto::FailureKind::Refused) => Some(FailureKind::Refused),
+        Ok(proto::FailureKind::Truncated) => Some(FailureKind::Truncated),
+        Ok(proto::FailureKind::BadFormat) => Some(FailureKind::BadFormat),
+        Err(_) => return Err(Box::new(unknown_enum("observed.failure", observed.failure))),
+    };
+    Ok(Observed {
+        score: observed.score,
+        scorer: observed.scorer,
+        failure,
+        tokens_used: observed.tokens_used,
+        cost_usd: observed.cost_usd,
+    })
+}
+
+/// A reported outcome, as of now.
+pub(super) fn outcome(request: proto::ReportOutcomeRequest, time_unix_ms: u64) -> Result<OutcomeReport, Box<Status>> {
+    let attempt = match proto::Attempt::try_from(request.attempt) {
+        Ok(proto::Attempt::Unspecified) => None,
+        Ok(proto::Attempt::First) => Some(Attempt::First),
+        Ok(proto::Attempt::Fallback) => Some(Attempt::Fallback),
+        Ok(proto::Attempt::Escalation) => Some(Attempt::Escalation),
+        Err(_) => return Err(Box::new(unknown_enum("attempt", request.attempt))),
+    };
+    let report = OutcomeReport {
+        time_unix_ms,
+        decision_id: request.decision_id,
+        model: request.model,
+        observed: observed(request.observed.unwrap_or_default())?,
+        latency_ms: request.latency_ms,
+        attempt,
+    };
+    report.check().map_err(|invalid| Box::new(from_invalid(&invalid)))?;
+    Ok(report)
 }
 
 fn requirements(requirements: proto::Requirements) -> Requirements {
