@@ -11,6 +11,7 @@ use crate::domain::{
 use crate::rules::RuleOutcome;
 
 use super::document::SafeAnswerSpec;
+use super::guard::{Guard, Purpose, Unguarded};
 use super::scope::Scope;
 use super::select::Demand;
 use super::snapshot::Chain;
@@ -111,6 +112,14 @@ impl Scope {
     /// # Errors
     /// When the filters leave no candidate; says which removed what.
     pub fn resolve(&self, signals: &Signals<'_>) -> Result<Resolution, NoCandidate> {
+        self.resolve_guarded(signals, &Unguarded)
+    }
+
+    /// The same, less the candidates that `guard` removes.
+    ///
+    /// # Errors
+    /// When the filters and the guard leave no candidate; says which removed what.
+    pub fn resolve_guarded(&self, signals: &Signals<'_>, guard: &dyn Guard) -> Result<Resolution, NoCandidate> {
         let mut course = Course::new(self, signals);
         let intent = course.intent();
         let tier = course.tier(&intent);
@@ -119,7 +128,7 @@ impl Scope {
             return Err(NoCandidate { chain: String::new(), removed: removed.collect(), reasons: course.reasons });
         };
         let demand = self.demand(signals, &intent.label, tier.tier);
-        course.select(&demand, intent, &tier, chain)
+        course.select(&demand, intent, &tier, chain, guard)
     }
 
     /// The intent and the tier acted on.
@@ -342,17 +351,11 @@ impl<'a> Course<'a> {
         intent: IntentStep<'_>,
         tier: &TierStep,
         chain: &Chain,
+        guard: &dyn Guard,
     ) -> Result<Resolution, NoCandidate> {
-        let models = self.scope.models();
-        let mut usable = Vec::with_capacity(chain.models.len());
         let mut removed = Vec::new();
-        for id in chain.models.iter().copied() {
-            let Some(model) = models.get(id) else { continue };
-            match demand.refuse(model, self.scope) {
-                Some(reason) => removed.push(reason),
-                None => usable.push((id, model)),
-            }
-        }
+        let usable = demand
+            .usable(chain.models.iter().copied(), self.scope, (guard, Purpose::Route), |reason| removed.push(reason));
         let Some((selected_id, selected)) = usable.first().copied() else {
             return Err(NoCandidate { chain: chain.name.to_string(), removed, reasons: self.reasons });
         };
@@ -374,7 +377,7 @@ impl<'a> Course<'a> {
             chain: Arc::clone(&chain.name),
             selected: demand.candidate(selected),
             fallbacks: fallbacks.collect(),
-            escalation: demand.escalation(selected_id, self.scope),
+            escalation: demand.escalation(selected_id, self.scope, guard),
             reasons: self.reasons,
         })
     }

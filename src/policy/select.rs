@@ -2,6 +2,7 @@
 
 use crate::domain::{Candidate, Escalation, Probability, Reason, ReasonCode, Requirements};
 
+use super::guard::{Guard, Offer, Purpose};
 use super::scope::Scope;
 use super::snapshot::Model;
 
@@ -39,6 +40,45 @@ impl Demand<'_> {
     pub(super) fn refuse(&self, model: &Model, scope: &Scope) -> Option<Reason> {
         let (code, text) = FILTERS.iter().find_map(|(_, filter)| filter(self, model, scope))?;
         Some(Reason::about(code, &*model.name, text))
+    }
+
+    /// The models of `ids` that neither a filter nor the guard removes, in order; the others go to `removed`.
+    pub(super) fn usable<'m>(
+        &self,
+        ids: impl Iterator<Item = usize>,
+        scope: &'m Scope,
+        (guard, purpose): (&dyn Guard, Purpose),
+        mut removed: impl FnMut(Reason),
+    ) -> Vec<(usize, &'m Model)> {
+        let models = scope.models();
+        let mut usable = Vec::new();
+        for id in ids {
+            let Some(model) = models.get(id) else { continue };
+            match self.refuse(model, scope) {
+                Some(reason) => removed(reason),
+                None => usable.push((id, model)),
+            }
+        }
+        if usable.is_empty() {
+            return usable;
+        }
+        let offers: Vec<Offer<'_>> = usable
+            .iter()
+            .map(|(_, model)| Offer {
+                model: &model.name,
+                provider: &model.provider,
+                estimated_cost_usd: self.cost_usd(model),
+            })
+            .collect();
+        let mut verdicts = guard.review(purpose, &offers).into_iter();
+        usable.retain(|(_, model)| match verdicts.next().flatten() {
+            Some((code, text)) => {
+                removed(Reason::about(code, &*model.name, text));
+                false
+            }
+            None => true,
+        });
+        usable
     }
 
     /// What each filter says of `model`, also those after the first that removes it.
@@ -122,20 +162,20 @@ impl Demand<'_> {
     }
 
     /// The next stronger usable step of the scope's ladder after `selected`.
-    pub(super) fn escalation(&self, selected: usize, scope: &Scope) -> Option<Escalation> {
+    pub(super) fn escalation(&self, selected: usize, scope: &Scope, guard: &dyn Guard) -> Option<Escalation> {
         let max_hops = scope.max_hops();
         let models = scope.models();
         let from = models.get(selected)?;
         let ladder = scope.ladder();
         let standing = ladder.iter().position(|step| *step == selected);
         let stronger = ladder.iter().enumerate().filter_map(|(position, step)| {
-            let step = models.get(*step)?;
+            let model = models.get(*step)?;
             // On the ladder its order counts; a model beside it is compared with each step.
-            let is_stronger = standing.map_or_else(|| is_stronger(step, from), |standing| position > standing);
-            (is_stronger && self.refuse(step, scope).is_none()).then_some(step)
+            let is_stronger = standing.map_or_else(|| is_stronger(model, from), |standing| position > standing);
+            is_stronger.then_some(*step)
         });
-        let steps: Vec<&Model> = stronger.collect();
-        let next = steps.first()?;
+        let steps = self.usable(stronger, scope, (guard, Purpose::Escalation), |_| {});
+        let (_, next) = steps.first()?;
         let hops_left = max_hops.min(steps.len() as u32);
         (hops_left > 0).then(|| Escalation {
             next: self.candidate(next),

@@ -5,6 +5,7 @@ mod documentation;
 mod edit;
 mod experiments;
 mod findings;
+mod guard;
 mod properties;
 mod resolve;
 mod scenarios;
