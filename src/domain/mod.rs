@@ -16,7 +16,7 @@ pub use decision::{
     Candidate, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm, Fallback,
     InputReport, IntentCall, PolicyRef, Source, Timings,
 };
-pub use outcome::{Attempt, FailureKind, MAX_DECISION_ID_BYTES, Observed, OutcomeReport};
+pub use outcome::{Attempt, FailureKind, OutcomeReport};
 pub use probability::{Distribution, Probability};
 pub use query::{Content, InvalidQuery, Message, MessageRole, Priority, Query, Requirements};
 pub use reason::{Reason, ReasonCode};

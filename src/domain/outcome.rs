@@ -4,25 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::InvalidQuery;
 
-/// What the caller saw.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Observed {
-    /// The caller's score of the answer, 0..=1; `None`: not scored, or there is no answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub score: Option<f64>,
-    /// What made the score; empty: not said.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub scorer: String,
-    /// Why there is no usable answer; `None`: there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<FailureKind>,
-    /// Tokens used, prompt and answers together; 0: unknown.
-    #[serde(rename = "tokens")]
-    pub tokens_used: u64,
-    /// US dollars spent; 0: unknown, or nothing.
-    pub cost_usd: f64,
-}
-
 /// Why there is no usable answer.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -62,9 +43,19 @@ pub struct OutcomeReport {
     pub decision_id: String,
     /// The model that was called, as the policy names it.
     pub model: String,
-    /// What was seen.
-    #[serde(flatten)]
-    pub observed: Observed,
+    /// The caller's score of the answer, 0..=1; `None`: not scored, or there is no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// What made the score; empty: not said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub scorer: String,
+    /// Why there is no usable answer; `None`: there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureKind>,
+    /// Tokens of this answer, prompt included; 0: unknown.
+    pub tokens: u64,
+    /// US dollars this answer cost; 0: unknown with an answer, nothing without one.
+    pub cost_usd: f64,
     /// Time to the answer or the failure; 0: unknown.
     pub latency_ms: u64,
     /// Why it was called; `None`: not known.
@@ -80,29 +71,6 @@ const MAX_NAME_BYTES: usize = 256;
 const MAX_LATENCY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// More than any answer costs; keeps sums finite.
 const MAX_COST_USD: f64 = 1e6;
-
-// === impl Observed ===
-
-impl Observed {
-    /// Checks every limit of the wire contract.
-    ///
-    /// # Errors
-    /// Names the first field that breaks one.
-    pub fn check(&self) -> Result<(), InvalidQuery> {
-        if let Some(score) = self.score
-            && !(0.0..=1.0).contains(&score)
-        {
-            return refuse("observed.score", format!("{score} is not within 0..=1"));
-        }
-        if self.scorer.len() > MAX_NAME_BYTES {
-            return refuse("observed.scorer", format!("at most {MAX_NAME_BYTES} bytes are allowed"));
-        }
-        if !(0.0..=MAX_COST_USD).contains(&self.cost_usd) {
-            return refuse("observed.cost_usd", format!("{} is not within 0..={MAX_COST_USD}", self.cost_usd));
-        }
-        Ok(())
-    }
-}
 
 // === impl FailureKind ===
 
@@ -166,7 +134,18 @@ impl OutcomeReport {
         if self.latency_ms > MAX_LATENCY_MS {
             return refuse("latency_ms", format!("{} ms is more than a day", self.latency_ms));
         }
-        self.observed.check()
+        if let Some(score) = self.score
+            && !(0.0..=1.0).contains(&score)
+        {
+            return refuse("observed.score", format!("{score} is not within 0..=1"));
+        }
+        if self.scorer.len() > MAX_NAME_BYTES {
+            return refuse("observed.scorer", format!("at most {MAX_NAME_BYTES} bytes are allowed"));
+        }
+        if !(0.0..=MAX_COST_USD).contains(&self.cost_usd) {
+            return refuse("observed.cost_usd", format!("{} is not within 0..={MAX_COST_USD}", self.cost_usd));
+        }
+        Ok(())
     }
 }
 
@@ -183,7 +162,11 @@ mod tests {
             time_unix_ms: 1,
             decision_id: "d".to_owned(),
             model: "mini".to_owned(),
-            observed: Observed::default(),
+            score: None,
+            scorer: String::new(),
+            failure: None,
+            tokens: 0,
+            cost_usd: 0.0,
             latency_ms: 0,
             attempt: None,
         }
@@ -191,18 +174,17 @@ mod tests {
 
     #[test]
     fn limits_name_the_field_they_refuse() {
-        let observed = |observed| OutcomeReport { observed, ..report() };
         let cases = [
             (report(), None),
             (OutcomeReport { decision_id: String::new(), ..report() }, Some("decision_id")),
             (OutcomeReport { decision_id: "a b".to_owned(), ..report() }, Some("decision_id")),
             (OutcomeReport { model: String::new(), ..report() }, Some("model")),
             (OutcomeReport { latency_ms: u64::MAX, ..report() }, Some("latency_ms")),
-            (observed(Observed { score: Some(f64::NAN), ..Observed::default() }), Some("observed.score")),
-            (observed(Observed { score: Some(1.01), ..Observed::default() }), Some("observed.score")),
-            (observed(Observed { cost_usd: f64::INFINITY, ..Observed::default() }), Some("observed.cost_usd")),
-            (observed(Observed { cost_usd: -0.1, ..Observed::default() }), Some("observed.cost_usd")),
-            (observed(Observed { scorer: "s".repeat(257), ..Observed::default() }), Some("observed.scorer")),
+            (OutcomeReport { score: Some(f64::NAN), ..report() }, Some("observed.score")),
+            (OutcomeReport { score: Some(1.01), ..report() }, Some("observed.score")),
+            (OutcomeReport { cost_usd: f64::INFINITY, ..report() }, Some("observed.cost_usd")),
+            (OutcomeReport { cost_usd: -0.1, ..report() }, Some("observed.cost_usd")),
+            (OutcomeReport { scorer: "s".repeat(257), ..report() }, Some("observed.scorer")),
         ];
         for (report, field) in cases {
             assert_eq!(report.check().err().map(|error| error.field), field, "{report:?}");
@@ -212,13 +194,11 @@ mod tests {
     #[test]
     fn a_line_of_the_log_is_flat_and_reads_back() {
         let report = OutcomeReport {
-            observed: Observed {
-                score: Some(0.5),
-                scorer: "judge".to_owned(),
-                failure: Some(FailureKind::Truncated),
-                tokens_used: 7,
-                cost_usd: 0.25,
-            },
+            score: Some(0.5),
+            scorer: "judge".to_owned(),
+            failure: Some(FailureKind::Truncated),
+            tokens: 7,
+            cost_usd: 0.25,
             attempt: Some(Attempt::Escalation),
             ..report()
         };

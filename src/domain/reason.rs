@@ -84,6 +84,24 @@ reason_codes! {
     LatencyCapExceeded = "LATENCY_CAP_EXCEEDED",
     /// A candidate's P(success) is below the required quality.
     QualityBelowFloor = "QUALITY_BELOW_FLOOR",
+    /// A candidate's breaker, or its provider's, is open: too many of its answers failed or were slow.
+    BreakerOpen = "BREAKER_OPEN",
+    /// A candidate's breaker is open and this request tries whether it can close.
+    BreakerProbe = "BREAKER_PROBE",
+    /// A candidate has had its share of the traffic.
+    TrafficCapped = "TRAFFIC_CAPPED",
+    /// No more fallbacks or escalations, of the tenant or to the candidate, until first attempts have paid for them.
+    RetryBudgetSpent = "RETRY_BUDGET_SPENT",
+    /// Every candidate left is out of service for now; the least bad one answers.
+    LastResort = "LAST_RESORT",
+    /// The tenant has spent what it should; the cheapest candidate goes first.
+    SoftBudgetSpent = "SOFT_BUDGET_SPENT",
+    /// The session stays on its model while the provider's prompt cache is warm.
+    SessionSticky = "SESSION_STICKY",
+    /// An earlier answer of the session did not do, so a stronger tier is asked for.
+    SessionRaised = "SESSION_RAISED",
+    /// The shared state is away; limits are kept by this server alone, as its share.
+    StateAway = "STATE_AWAY",
     /// The first usable candidate of the chain.
     FirstUsable = "FIRST_USABLE",
     /// A later usable candidate of the chain: call it when the ones before are unavailable.

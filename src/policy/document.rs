@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::experiment::ExperimentSpec;
+use super::operation::{HealthSpec, LimitsSpec, SessionsSpec, TrafficSpec};
 use crate::domain::{Probability, Tier};
 use crate::rules::RuleSpec;
 
@@ -29,6 +30,12 @@ pub struct Document {
     /// What to answer when there is no good evidence.
     #[serde(default, skip_serializing_if = "is_default")]
     pub defaults: DefaultsSpec,
+    /// When models and providers are taken out of service.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub health: HealthSpec,
+    /// Guards against storms.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub traffic: TrafficSpec,
     /// Overlays by name; the one that the service was started with applies to all its requests.
     #[serde(default, skip_serializing_if = "is_default")]
     pub environments: BTreeMap<String, LayerSpec>,
@@ -92,6 +99,12 @@ pub struct LayerSpec {
     /// Value by value the most specific wins.
     #[serde(skip_serializing_if = "is_default")]
     pub escalation: EscalationSpec,
+    /// Value by value the most specific wins; counted for each tenant by itself.
+    #[serde(skip_serializing_if = "is_default")]
+    pub limits: LimitsSpec,
+    /// Value by value the most specific wins.
+    #[serde(skip_serializing_if = "is_default")]
+    pub sessions: SessionsSpec,
     /// Use this chain whatever the query says; the most specific wins.
     #[serde(skip_serializing_if = "is_default")]
     pub chain: Option<String>,

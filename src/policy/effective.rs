@@ -57,6 +57,8 @@ fn merge(base: &mut LayerSpec, over: &LayerSpec) {
     general.ladder = own.ladder.clone().or(general.ladder.take());
     general.max_hops = own.max_hops.or(general.max_hops);
     general.score_threshold = own.score_threshold.or(general.score_threshold);
+    base.limits = over.limits.over(&base.limits);
+    base.sessions = over.sessions.over(&base.sessions);
     base.chain = over.chain.clone().or(base.chain.take());
 }
 

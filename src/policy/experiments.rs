@@ -5,6 +5,7 @@ use crate::rules::Path;
 use super::document::{Document, EscalationSpec, LayerSpec, ThresholdsSpec};
 use super::experiment::{CONTROL, ExperimentKind, ExperimentSpec};
 use super::finding::{FindingCode, did_you_mean};
+use super::operation::{LimitsSpec, SessionsSpec};
 use super::validate::{Reporter, WEIGHT_TOLERANCE};
 
 /// Errors of one experiment, its arms' overrides apart.
@@ -133,6 +134,8 @@ fn touched(experiment: &ExperimentSpec) -> Vec<String> {
             (!layer.routes.is_empty(), "routes"),
             (layer.thresholds != ThresholdsSpec::default(), "thresholds"),
             (layer.escalation != EscalationSpec::default(), "escalation"),
+            (layer.limits != LimitsSpec::default(), "limits"),
+            (layer.sessions != SessionsSpec::default(), "sessions"),
         ] {
             if changes {
                 touched.push(what.to_owned());

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::domain::ReasonCode;
+use crate::domain::{Reason, ReasonCode, Tier};
 
 /// A candidate that the document's filters have left.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,32 @@ pub trait Guard: Debug + Send + Sync {
     /// Asked for what is only foretold, too: it must change nothing. Who decides tells the guard's owner what was
     /// selected.
     fn review(&self, purpose: Purpose, offers: &[Offer<'_>]) -> Vec<Option<(ReasonCode, String)>>;
+
+    /// The lowest tier to act on and why, where the moment asks for one. Rules that cap the tier are stronger.
+    fn floor(&self) -> Option<(Tier, Reason)> {
+        None
+    }
+
+    /// The model to stay on for a request of `tier`, whichever chain that leads to.
+    fn stays_on(&self, _: Tier) -> Option<&str> {
+        None
+    }
+
+    /// In which order what [`Self::review`] has left is to be tried.
+    fn arrange(&self, offers: &[Offer<'_>]) -> Arrangement {
+        Arrangement { order: (0..offers.len()).collect(), selected_because: None, reasons: Vec::new() }
+    }
+}
+
+/// An order of candidates.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Arrangement {
+    /// Positions in what was offered: the first is selected, the others are its fallbacks. What is missing is neither.
+    pub order: Vec<usize>,
+    /// Why the first is first; `None`: it is the first usable one of its chain.
+    pub selected_because: Option<Reason>,
+    /// What else is to be told.
+    pub reasons: Vec<Reason>,
 }
 
 /// The guard that removes nothing.

@@ -56,5 +56,10 @@ pub(super) fn refused_tenants(parsed: &Parsed, findings: &[Finding]) -> BTreeMap
 /// What is left of a refused override: what it forbids.
 pub(super) fn restrictions(spec: &LayerSpec, readable: bool) -> LayerSpec {
     let allowed = if readable { spec.allowed_providers.clone() } else { Some(Vec::new()) };
-    LayerSpec { providers: spec.providers.clone(), allowed_providers: allowed, ..LayerSpec::default() }
+    LayerSpec {
+        providers: spec.providers.clone(),
+        allowed_providers: allowed,
+        limits: spec.limits.clone(),
+        ..LayerSpec::default()
+    }
 }

@@ -6,6 +6,8 @@
 //! operator's view. Uses `domain` and `rules`; no I/O.
 
 mod assign;
+mod check_operation;
+mod circumstances;
 mod decode;
 mod diff;
 mod document;
@@ -18,6 +20,7 @@ mod finding;
 mod guard;
 mod isolate;
 mod lint;
+mod operation;
 mod parse;
 mod resolve;
 mod schema;
@@ -32,6 +35,7 @@ mod yaml;
 mod tests;
 
 pub use assign::{Assignment, KeyDigest};
+pub use circumstances::{Circumstances, Standing, State};
 pub use diff::{Answer, Change, Effect, PolicyDiff, certain, changes, diff, effects, named_intents};
 pub use document::{
     AccessPath, AnswerLengthSpec, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec,
@@ -42,7 +46,10 @@ pub use edit::{EditError, set_provider_enabled};
 pub use experiment::{ArmSpec, CONTROL, ExperimentKind, ExperimentSpec, RampSpec, StickyBy, Timestamp};
 pub use explain::{CandidateOutcome, CandidateVerdict, Explanation, FilterVerdict};
 pub use finding::{Finding, FindingCode, Severity, render_findings};
-pub use guard::{Guard, Offer, Purpose, Unguarded};
+pub use guard::{Arrangement, Guard, Offer, Purpose, Unguarded};
+pub use operation::{
+    BreakerSpec, ForcedState, HealthSpec, LimitsSpec, SessionsSpec, TrafficSpec, Unreported,
+};
 pub use resolve::{NoCandidate, Resolution, Signals};
 pub use schema::json_schema;
 pub use scope::{Scope, ScopeError};

@@ -46,10 +46,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Vec<Finding>> {
 
 /// Fields of the top level that are not part of [`LayerSpec`].
 const DOCUMENT_FIELDS: &[&str] =
-    &["schema", "id", "version", "models", "defaults", "environments", "roles", "tenants", "experiments"];
+    &["schema", "id", "version", "models", "defaults", "health", "traffic", "environments", "roles", "tenants", "experiments"];
 /// Fields of the top level and of every override.
 const LAYER_FIELDS: &[&str] =
-    &["providers", "allowed_providers", "chains", "routes", "rules", "thresholds", "escalation", "chain"];
+    &["providers", "allowed_providers", "chains", "routes", "rules", "thresholds", "escalation", "limits", "sessions", "chain"];
 /// Fields of tenants only.
 const TENANT_FIELDS: &[&str] = &["roles"];
 /// Fields of experiments.
@@ -78,7 +78,9 @@ impl DocumentReader {
                 "id" => document.id = self.value(&entry.value, &path),
                 "version" => document.version = self.value(&entry.value, &path),
                 "models" => document.models = self.map(&entry.value, &path),
-                "defaults" if entry.value.is_null() => {}
+                "defaults" | "health" | "traffic" if entry.value.is_null() => {}
+                "health" => document.health = self.value(&entry.value, &path),
+                "traffic" => document.traffic = self.value(&entry.value, &path),
                 "defaults" => document.defaults = self.value(&entry.value, &path),
                 "roles" => document.roles = self.layers(&entry.value, &path),
                 "tenants" => document.tenants = self.tenants(&entry.value, &path),
@@ -190,7 +192,7 @@ impl DocumentReader {
     /// Reads a field that the top level shares with overrides; false: it is none.
     fn layer_field(&mut self, layer: &mut LayerSpec, entry: &Entry, path: &Path) -> bool {
         match entry.key.as_str() {
-            "thresholds" | "escalation" if entry.value.is_null() => {}
+            "thresholds" | "escalation" | "limits" | "sessions" if entry.value.is_null() => {}
             "allowed_providers" => layer.allowed_providers = self.value(&entry.value, path),
             "chain" => layer.chain = self.value(&entry.value, path),
             "providers" => layer.providers = self.map(&entry.value, path),
@@ -198,6 +200,8 @@ impl DocumentReader {
             "routes" => layer.routes = self.list(&entry.value, path),
             "rules" => layer.rules = self.list(&entry.value, path),
             "thresholds" => layer.thresholds = self.value(&entry.value, path),
+            "limits" => layer.limits = self.value(&entry.value, path),
+            "sessions" => layer.sessions = self.value(&entry.value, path),
             "escalation" => layer.escalation = self.value(&entry.value, path),
             _ => return false,
         }

@@ -14,7 +14,7 @@ use super::document::SafeAnswerSpec;
 use super::guard::{Guard, Purpose, Unguarded};
 use super::scope::Scope;
 use super::select::Demand;
-use super::snapshot::Chain;
+use super::snapshot::{Chain, Model};
 
 /// The evidence about one query and what its caller asks for.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +123,7 @@ impl Scope {
         let mut course = Course::new(self, signals);
         let intent = course.intent();
         let tier = course.tier(&intent);
+        let tier = course.raise(tier, guard);
         let Some(chain) = course.chain(&intent, tier.tier) else {
             let removed = course.reasons.iter().filter(|reason| reason.code == ReasonCode::ChainForbidden).cloned();
             return Err(NoCandidate { chain: String::new(), removed: removed.collect(), reasons: course.reasons });
@@ -296,6 +297,20 @@ impl<'a> Course<'a> {
         }
     }
 
+    /// The tier that the moment asks for, where it is higher and the rules leave it.
+    fn raise(&mut self, step: TierStep, guard: &dyn Guard) -> TierStep {
+        let Some((floor, reason)) = guard.floor() else { return step };
+        let tier = step.tier.max(floor.min(self.signals.rules.highest()));
+        if tier == step.tier {
+            return step;
+        }
+        self.reasons.push(reason);
+        let believed = self.classification.filter(|_| step.of == ConfidenceOf::TierSuffices);
+        let confidence =
+            believed.map_or(step.confidence, |classification| TierChoice::fixed(tier, classification.tiers).suffices);
+        TierStep { tier, confidence, ..step }
+    }
+
     /// The chain: forced by role or tenant, forced by a rule, the safe answer's, or the routes'.
     fn chain(&mut self, intent: &IntentStep<'_>, tier: Tier) -> Option<&'a Chain> {
         let scope = self.scope;
@@ -354,15 +369,23 @@ impl<'a> Course<'a> {
         guard: &dyn Guard,
     ) -> Result<Resolution, NoCandidate> {
         let mut removed = Vec::new();
-        let usable = demand
+        let mut usable = demand
             .usable(chain.models.iter().copied(), self.scope, (guard, Purpose::Route), |reason| removed.push(reason));
-        let Some((selected_id, selected)) = usable.first().copied() else {
+        let stays = self.stay(demand, tier.tier, &mut usable, guard);
+        let arrangement = guard.arrange(&demand.offers(&usable));
+        let ordered: Vec<_> = arrangement.order.iter().filter_map(|position| usable.get(*position).copied()).collect();
+        let Some((selected_id, selected)) = ordered.first().copied() else {
             return Err(NoCandidate { chain: chain.name.to_string(), removed, reasons: self.reasons });
         };
         self.reasons.append(&mut removed);
-        let text = format!("{} is the first usable candidate of chain {}", selected.name, chain.name);
-        self.reason(ReasonCode::FirstUsable, &selected.name, text);
-        let fallbacks = usable.iter().skip(1).map(|(_, model)| Fallback {
+        self.reasons.extend(arrangement.reasons);
+        let stays = stays.filter(|reason| reason.subject == *selected.name);
+        let because = stays.or(arrangement.selected_because).unwrap_or_else(|| {
+            let text = format!("{} is the first usable candidate of chain {}", selected.name, chain.name);
+            Reason::about(ReasonCode::FirstUsable, &*selected.name, text)
+        });
+        self.reasons.push(because);
+        let fallbacks = ordered.iter().skip(1).map(|(_, model)| Fallback {
             candidate: demand.candidate(model),
             reason: Reason::about(ReasonCode::NextInChain, &*model.name, format!("next in chain {}", chain.name)),
         });
@@ -380,6 +403,31 @@ impl<'a> Course<'a> {
             escalation: demand.escalation(selected_id, self.scope, guard),
             reasons: self.reasons,
         })
+    }
+}
+
+impl<'a> Course<'a> {
+    /// Puts the model that the session is on in front, from outside the chain too where nothing forces that; the
+    /// filters hold for it as for any other.
+    fn stay(
+        &self,
+        demand: &Demand<'_>,
+        tier: Tier,
+        usable: &mut Vec<(usize, &'a Model)>,
+        guard: &dyn Guard,
+    ) -> Option<Reason> {
+        let name = guard.stays_on(tier)?;
+        let scope = self.scope;
+        let (id, model) = scope.models().iter().enumerate().find(|(_, model)| *model.name == *name)?;
+        let rules = self.signals.rules;
+        let pinned = scope.forced_chain().is_some() || rules.force_chain.is_some() || !rules.forbid_chains.is_empty();
+        match usable.iter().position(|(known, _)| *known == id) {
+            Some(position) => usable.get_mut(..=position).map(|front| front.rotate_right(1)).unwrap_or_default(),
+            None if pinned || demand.refuse(model, scope).is_some() => return None,
+            None => usable.insert(0, (id, model)),
+        }
+        let text = format!("the session stays on {name}, whose prompt cache is warm");
+        Some(Reason::about(ReasonCode::SessionSticky, name, text))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::rules::{RuleOutcome, RuleStack};
 use super::assign::Assignment;
 use super::document::UnknownTenant;
 use super::experiment::ExperimentKind;
+use super::operation::{LimitsSpec, SessionsSpec};
 use super::snapshot::{Chain, Defaults, Layer, Model, Policy};
 
 /// The part of a policy that applies to a tenant and role.
@@ -229,6 +230,21 @@ impl Scope {
 
     pub(super) fn score_threshold(&self) -> Probability {
         self.find(|layer| layer.score_threshold).unwrap_or(Probability::saturating(SCORE_THRESHOLD))
+    }
+
+    /// What the tenant may ask for and spend.
+    pub fn limits(&self) -> LimitsSpec {
+        self.layers().fold(LimitsSpec::default(), |own, layer| own.over(&layer.spec.limits))
+    }
+
+    /// How requests of one session hang together.
+    pub fn sessions(&self) -> SessionsSpec {
+        self.layers().fold(SessionsSpec::default(), |own, layer| own.over(&layer.spec.sessions))
+    }
+
+    /// The tenant's name where the policy has it, else nothing: what callers make up shares one account.
+    pub fn account(&self) -> &str {
+        if self.policy.tenants.contains_key(&self.tenant) { &self.tenant } else { "" }
     }
 
     /// Why `provider` may not be used, if it may not.

@@ -62,15 +62,7 @@ impl Demand<'_> {
         if usable.is_empty() {
             return usable;
         }
-        let offers: Vec<Offer<'_>> = usable
-            .iter()
-            .map(|(_, model)| Offer {
-                model: &model.name,
-                provider: &model.provider,
-                estimated_cost_usd: self.cost_usd(model),
-            })
-            .collect();
-        let mut verdicts = guard.review(purpose, &offers).into_iter();
+        let mut verdicts = guard.review(purpose, &self.offers(&usable)).into_iter();
         usable.retain(|(_, model)| match verdicts.next().flatten() {
             Some((code, text)) => {
                 removed(Reason::about(code, &*model.name, text));
@@ -79,6 +71,16 @@ impl Demand<'_> {
             None => true,
         });
         usable
+    }
+
+    /// What a guard is told of `models`.
+    pub(super) fn offers<'m>(&self, models: &[(usize, &'m Model)]) -> Vec<Offer<'m>> {
+        let offer = |(_, model): &(usize, &'m Model)| Offer {
+            model: &model.name,
+            provider: &model.provider,
+            estimated_cost_usd: self.cost_usd(model),
+        };
+        models.iter().map(offer).collect()
     }
 
     /// What each filter says of `model`, also those after the first that removes it.

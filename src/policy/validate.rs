@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::rules::{Path, RuleProblem, RuleSet};
 
+use super::check_operation::{check_health, check_limits, check_sessions, check_traffic};
 use super::document::{
     DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, RouteSpec, SafeAnswerSpec, TierPattern,
 };
@@ -143,6 +144,8 @@ impl Checker<'_> {
             self.report.add(FindingCode::NoDefaultRoute, &root.then("routes"), message);
         }
         self.defaults(&document.defaults, &root.then("defaults"));
+        check_health(&document.health, document, &mut self.report);
+        check_traffic(&document.traffic, document, &mut self.report);
         for (name, experiment) in &document.experiments {
             check_experiment(experiment, &root.then("experiments").then(name.as_str()), &mut self.report);
         }
@@ -211,6 +214,8 @@ impl Checker<'_> {
             self.intent(intent, &path.then("thresholds").then("by_intent").then(intent.as_str()));
         }
         self.escalation(&layer.escalation, &path.then("escalation"));
+        check_limits(&layer.limits, &path.then("limits"), &mut self.report);
+        check_sessions(&layer.sessions, &path.then("sessions"), &mut self.report);
         if let Some(chain) = &layer.chain {
             self.chain(chain, &path.then("chain"), place);
         }

@@ -9,7 +9,7 @@ use super::proto;
 use super::status::{from_invalid, invalid_field};
 use crate::domain::{
     Attempt, Candidate, Classification, ClassifierRef, Confidence, Content, Decision, Distribution, Escalation,
-    ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, Observed, OutcomeReport, PolicyRef,
+    ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, OutcomeReport, PolicyRef,
     Priority, Query, Reason, Requirements, Source, Tier, Timings,
 };
 use crate::policy::{Finding, Severity};
@@ -79,9 +79,8 @@ fn message(message: proto::Message) -> Result<Message, Box<Status>> {
     Ok(Message { role, content: message.content })
 }
 
-/// What a caller saw of an answer; the numbers are for [`Observed::check`].
-pub(super) fn observed(observed: proto::Observed) -> Result<Observed, Box<Status>> {
-    let failure = match proto::FailureKind::try_from(observed.failure) {
+fn failure(failure: i32) -> Result<Option<FailureKind>, Box<Status>> {
+    Ok(match proto::FailureKind::try_from(failure) {
         Ok(proto::FailureKind::Unspecified) => None,
         Ok(proto::FailureKind::Timeout) => Some(FailureKind::Timeout),
         Ok(proto::FailureKind::RateLimited) => Some(FailureKind::RateLimited),
@@ -89,14 +88,7 @@ pub(super) fn observed(observed: proto::Observed) -> Result<Observed, Box<Status
         Ok(proto::FailureKind::Refused) => Some(FailureKind::Refused),
         Ok(proto::FailureKind::Truncated) => Some(FailureKind::Truncated),
         Ok(proto::FailureKind::BadFormat) => Some(FailureKind::BadFormat),
-        Err(_) => return Err(Box::new(unknown_enum("observed.failure", observed.failure))),
-    };
-    Ok(Observed {
-        score: observed.score,
-        scorer: observed.scorer,
-        failure,
-        tokens_used: observed.tokens_used,
-        cost_usd: observed.cost_usd,
+        Err(_) => return Err(Box::new(unknown_enum("observed.failure", failure))),
     })
 }
 
@@ -109,11 +101,16 @@ pub(super) fn outcome(request: proto::ReportOutcomeRequest, time_unix_ms: u64) -
         Ok(proto::Attempt::Escalation) => Some(Attempt::Escalation),
         Err(_) => return Err(Box::new(unknown_enum("attempt", request.attempt))),
     };
+    let observed = request.observed.unwrap_or_default();
     let report = OutcomeReport {
         time_unix_ms,
         decision_id: request.decision_id,
         model: request.model,
-        observed: observed(request.observed.unwrap_or_default())?,
+        score: observed.score,
+        scorer: observed.scorer,
+        failure: failure(observed.failure)?,
+        tokens: observed.tokens_used,
+        cost_usd: observed.cost_usd,
         latency_ms: request.latency_ms,
         attempt,
     };

@@ -1,6 +1,7 @@
 //! The Prometheus metrics of the service.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::outcomes::OutcomeMetrics;
 use crate::domain::{Decision, ExperimentArm, PolicyRef};
 
 /// Every metric. Cheap to share behind an `Arc`; recording never blocks for long.
@@ -43,6 +45,7 @@ pub struct Metrics {
     experiment_arms: Family<ArmLabels, Counter>,
     shadows: Family<ShadowLabels, Counter>,
     logged: Family<LogLabels, Counter>,
+    outcomes: Arc<OutcomeMetrics>,
 }
 
 /// What became of a decision that was to be logged.
@@ -176,8 +179,10 @@ impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Self {
         let latency = || Histogram::new(doubling(10e-6, LATENCY_BUCKETS));
+        let mut registry = Registry::with_prefix("pointsman");
+        let outcomes = Arc::new(OutcomeMetrics::register(&mut registry));
         let mut metrics = Self {
-            registry: Registry::with_prefix("pointsman"),
+            registry,
             decisions: Family::default(),
             stages: Family::new_with_constructor(latency as fn() -> Histogram),
             requests: Family::default(),
@@ -203,6 +208,7 @@ impl Metrics {
             experiment_arms: Family::default(),
             shadows: Family::default(),
             logged: Family::default(),
+            outcomes,
         };
         metrics.register();
         metrics
@@ -264,6 +270,11 @@ impl Metrics {
             "Policy copies on disk that could not be read or written",
             self.policy_copy_failed.clone(),
         );
+    }
+
+    /// Those of outcomes, health, limits and shared state.
+    pub fn outcomes(&self) -> &Arc<OutcomeMetrics> {
+        &self.outcomes
     }
 
     /// Counts a decision and its stage times.

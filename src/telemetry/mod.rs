@@ -4,6 +4,8 @@
 
 mod logs;
 mod metrics;
+mod outcomes;
 
 pub use logs::{LogFormat, check_log_filter, init_logs};
 pub use metrics::{CacheResult, LogFate, Metrics, PolicyGauges, Stage};
+pub use outcomes::{BreakerGauge, OutcomeMetrics, SessionEffect};

@@ -1,0 +1,375 @@
+//! Health of models and providers by what callers report: breakers, guards against storms, the scorecard.
+//!
+//! Each server judges by the outcomes reported to it. What it knows goes into a decision as [`Circumstances`] and comes
+//! back by [`Health::commit`] (a decision was made) and [`Health::observe`] (an answer turned out so). Times come in as
+//! arguments; nothing here waits, calls anybody or spawns.
+
+mod breaker;
+mod share;
+mod stats;
+mod targets;
+mod window;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+pub use stats::{Figures, Percentiles, STATS_WINDOW};
+
+use crate::domain::{Attempt, FailureKind, OutcomeReport};
+use crate::policy::{Circumstances, Policy, Standing, State, TrafficSpec};
+use crate::telemetry::{BreakerGauge, OutcomeMetrics};
+use breaker::{Change, Position, Sign};
+use share::Share;
+use targets::{Target, Targets};
+
+/// Health of everything that the policy names. Shared by all requests.
+#[derive(Debug)]
+pub struct Health {
+    metrics: Arc<OutcomeMetrics>,
+    inner: Mutex<Inner>,
+}
+
+/// What a decision selected, for [`Health::commit`].
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen<'a> {
+    /// The decision.
+    pub decision_id: &'a str,
+    /// Whose traffic it is: a tenant of the policy, or nothing.
+    pub account: &'a str,
+    /// The selected model.
+    pub model: &'a str,
+    /// Why it is called.
+    pub attempt: Attempt,
+}
+
+/// What is known of the decision behind an outcome.
+#[derive(Clone, Copy, Debug)]
+pub struct Behind<'a> {
+    /// Whose traffic it is.
+    pub account: &'a str,
+    /// Why the model was called.
+    pub attempt: Option<Attempt>,
+    /// It was asked for as a retry, and so has been counted.
+    pub counted: bool,
+    /// How long ago the decision was made.
+    pub age: Duration,
+}
+
+/// Health of everything, for people and programs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Scorecard {
+    /// How far figures look back.
+    pub window_s: u64,
+    /// By model, in name order.
+    pub models: Vec<Card>,
+    /// By provider, in name order.
+    pub providers: Vec<Card>,
+    /// US dollars per first attempt, retries included; absent: none was reported.
+    pub cost_per_request_usd: Option<f64>,
+    /// Fallbacks per first attempt.
+    pub fallback_frequency: Option<f64>,
+    /// Escalations per first attempt.
+    pub escalation_rate: Option<f64>,
+}
+
+/// Health of one model or provider.
+#[derive(Clone, Debug, Serialize)]
+pub struct Card {
+    /// The policy's name for it.
+    pub name: String,
+    /// `closed`, `half_open` or `open`.
+    pub breaker: &'static str,
+    /// Whether the policy holds it there.
+    pub forced: bool,
+    /// Share of the breaker's window that failed or was slow.
+    pub failing: f64,
+    /// What it did.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// The policy that names are from.
+    policy_sha256: Arc<str>,
+    models: Targets,
+    providers: Targets,
+    /// Retries by account.
+    accounts: HashMap<String, Share>,
+}
+
+/// The share of failures below which an open breaker would say nothing of how bad it is.
+const UNKNOWN_FAILING: f64 = 1.0;
+
+// === impl Health ===
+
+impl Health {
+    /// Nothing is known, so everything is in service.
+    pub fn new(metrics: Arc<OutcomeMetrics>) -> Self {
+        let inner = Inner {
+            policy_sha256: Arc::from(""),
+            models: Targets::default(),
+            providers: Targets::default(),
+            accounts: HashMap::new(),
+        };
+        Self { metrics, inner: Mutex::new(inner) }
+    }
+
+    /// What `policy`'s candidates may do at `now` for `account`.
+    pub fn circumstances(&self, policy: &Policy, account: &str, now: Instant) -> Circumstances {
+        let mut inner = self.inner(policy, now);
+        let mut circumstances = Circumstances::default();
+        inner.breakers(policy, now, &mut circumstances);
+        let traffic = &policy.spec().traffic;
+        for name in traffic.caps.keys() {
+            let target = inner.models.get(name, now);
+            if target.cap.is_spent() && !circumstances.models.contains_key(name) {
+                let why = "has had its share of the traffic".to_owned();
+                circumstances.models.insert(name.clone(), Standing { state: State::Capped, why, failing: 0.0 });
+                circumstances.probes.remove(name);
+            }
+        }
+        for (name, target) in inner.models.iter_mut() {
+            target.retries.drip(traffic.retry_min_per_second, now);
+            if target.retries.is_spent() && !circumstances.models.contains_key(name) {
+                let why = "retries have used up their share of its traffic".to_owned();
+                circumstances.models.insert(name.clone(), Standing { state: State::FirstOnly, why, failing: 0.0 });
+            }
+        }
+        circumstances.retries_spent = inner.account(account, traffic, now).is_spent();
+        if circumstances.retries_spent {
+            self.metrics.record_retry_budget_spent("tenant");
+        }
+        circumstances
+    }
+
+    /// Counts a decision, and lets it try what is out of service where that is due; false: another one does, so decide
+    /// again without `circumstances.probes` having the model.
+    pub fn commit(&self, policy: &Policy, chosen: Chosen<'_>, circumstances: &Circumstances, now: Instant) -> bool {
+        let mut inner = self.inner(policy, now);
+        if circumstances.probes.contains(chosen.model) && !inner.claim(policy, chosen, now) {
+            return false;
+        }
+        let traffic = &policy.spec().traffic;
+        if chosen.attempt == Attempt::First {
+            inner.account(chosen.account, traffic, now).earn(traffic.retry_share);
+            inner.models.iter_mut().for_each(|(_, target)| target.retries.earn(traffic.retry_share));
+            for (name, cap) in &traffic.caps {
+                inner.models.get(name, now).cap.earn(*cap);
+            }
+        } else {
+            inner.retried(chosen.account, chosen.model, traffic, now);
+        }
+        inner.receives(chosen.model, traffic, &self.metrics, now);
+        true
+    }
+
+    /// Takes an outcome. One of a model that the policy does not have is not counted; false tells.
+    pub fn observe(&self, policy: &Policy, report: &OutcomeReport, behind: Behind<'_>, now: Instant) -> bool {
+        let Some(model) = policy.spec().models.get(&report.model) else { return false };
+        let mut inner = self.inner(policy, now);
+        let health = &policy.spec().health;
+        let typical = model.typical_latency_ms.map(f64::from);
+        let late = |factor: f64| typical.is_some_and(|typical| report.latency_ms as f64 > typical * factor);
+        let sign = |factor: f64| match report.failure {
+            Some(failure) if failure.is_unavailability() => Sign::Failed,
+            _ if late(factor) => Sign::Slow,
+            _ => Sign::Good,
+        };
+        let decided = now.checked_sub(behind.age).unwrap_or(now);
+        let evidence = (report.decision_id.as_str(), decided);
+
+        let target = inner.models.get(&report.model, now);
+        target.stats.record(report, behind.attempt, now);
+        let change = target.breaker(&health.model, now).record(&health.model, sign(health.model.slow_factor), evidence, now);
+        self.tell("model", &report.model, change);
+        let target = inner.providers.get(&model.provider, now);
+        target.stats.record(report, behind.attempt, now);
+        // A limit on the rate is of one model and one account there; the provider is well.
+        if report.failure != Some(FailureKind::RateLimited) {
+            let spec = &health.provider;
+            let change = target.breaker(spec, now).record(spec, sign(spec.slow_factor), evidence, now);
+            self.tell("provider", &model.provider, change);
+        }
+        if matches!(behind.attempt, Some(Attempt::Fallback | Attempt::Escalation)) && !behind.counted {
+            let traffic = &policy.spec().traffic;
+            inner.retried(behind.account, &report.model, traffic, now);
+            inner.receives(&report.model, traffic, &self.metrics, now);
+        }
+        true
+    }
+
+    /// Health of everything that the policy names and anything is known of.
+    pub fn scorecard(&self, policy: &Policy, now: Instant) -> Scorecard {
+        let mut inner = self.inner(policy, now);
+        let health = &policy.spec().health;
+        let models = cards(&mut inner.models, &health.models, now);
+        let providers = cards(&mut inner.providers, &health.providers, now);
+        let sum = |ask: fn(&Figures) -> f64| models.iter().map(|card| ask(&card.figures)).sum::<f64>();
+        let (fallbacks, escalations) = (sum(|f| f.fallbacks as f64), sum(|f| f.escalations as f64));
+        let first = sum(|f| f.outcomes as f64) - fallbacks - escalations;
+        let per_first = |value: f64| (first > 0.0).then(|| value / first);
+        Scorecard {
+            window_s: STATS_WINDOW.as_secs(),
+            cost_per_request_usd: per_first(sum(|f| f.cost_usd)),
+            fallback_frequency: per_first(fallbacks),
+            escalation_rate: per_first(escalations),
+            models,
+            providers,
+        }
+    }
+
+    /// Breakers as metrics, as of `now`.
+    pub fn gauges(&self, policy: &Policy, now: Instant) -> Vec<BreakerGauge> {
+        let card = self.scorecard(policy, now);
+        let of = |scope: &'static str, cards: Vec<Card>| {
+            cards.into_iter().map(move |card| BreakerGauge { scope, name: card.name, state: card.breaker })
+        };
+        of("model", card.models).chain(of("provider", card.providers)).collect()
+    }
+
+    /// The state under `policy`'s names: what it no longer has is forgotten.
+    fn inner(&self, policy: &Policy, now: Instant) -> MutexGuard<'_, Inner> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.policy_sha256 != *policy.sha256() {
+            inner.follow(policy, now);
+        }
+        inner
+    }
+
+    fn tell(&self, scope: &'static str, name: &str, change: Option<Change>) {
+        match change {
+            None => {}
+            Some(Change::Opened(why)) => {
+                tracing::warn!(scope, name, why, "breaker opened");
+                self.metrics.record_breaker(scope, name, "open");
+            }
+            Some(Change::Closed) => {
+                tracing::info!(scope, name, "breaker closed");
+                self.metrics.record_breaker(scope, name, "closed");
+            }
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn follow(&mut self, policy: &Policy, now: Instant) {
+        let spec = policy.spec();
+        self.policy_sha256 = Arc::clone(policy.sha256());
+        self.models.keep(|name| spec.models.contains_key(name));
+        self.providers.keep(|name| spec.models.values().any(|model| model.provider == *name));
+        self.accounts.retain(|name, _| name.is_empty() || spec.tenants.contains_key(name));
+        // Known from the start, so that what is never called is seen too.
+        for (name, model) in &spec.models {
+            self.models.get(name, now);
+            self.providers.get(&model.provider, now);
+        }
+    }
+
+    /// Adds what breakers say, by hand and by outcomes, of models and of their providers.
+    fn breakers(&mut self, policy: &Policy, now: Instant, circumstances: &mut Circumstances) {
+        let spec = policy.spec();
+        let troubled = |targets: &Targets| targets.iter().any(|(_, target)| target.position(now) != Position::Closed);
+        let forced = !spec.health.models.is_empty() || !spec.health.providers.is_empty();
+        if !forced && !troubled(&self.models) && !troubled(&self.providers) {
+            return;
+        }
+        for (name, model) in &spec.models {
+            let own = (self.models.get(name, now), spec.health.models.get(name), "");
+            let theirs = (self.providers.get(&model.provider, now), spec.health.providers.get(&model.provider), "its provider ");
+            let mut worst = (Position::Closed, String::new(), 0.0_f64);
+            for (target, forced, whose) in [own, theirs] {
+                let (position, text) = target.verdict(forced.copied(), now);
+                if position > worst.0 {
+                    let failing = target.failing(now).filter(|_| forced.is_none()).unwrap_or(UNKNOWN_FAILING);
+                    worst = (position, format!("{whose}{text}"), failing);
+                }
+            }
+            let (position, why, failing) = worst;
+            let state = match position {
+                Position::Closed => continue,
+                Position::Due => {
+                    circumstances.probes.insert(name.clone());
+                    continue;
+                }
+                Position::Probing => State::Probation,
+                Position::Open => State::Open,
+            };
+            circumstances.models.insert(name.clone(), Standing { state, why, failing });
+        }
+    }
+
+    /// Lets a decision try a model, if its breaker and its provider's both let it; neither is taken alone.
+    fn claim(&mut self, policy: &Policy, chosen: Chosen<'_>, now: Instant) -> bool {
+        let health = &policy.spec().health;
+        let Some(model) = policy.spec().models.get(chosen.model) else { return true };
+        let lets = |position: Position| matches!(position, Position::Closed | Position::Due);
+        let own = self.models.get(chosen.model, now);
+        let theirs = self.providers.get(&model.provider, now);
+        let own_free = health.models.contains_key(chosen.model) || lets(own.position(now));
+        let theirs_free = health.providers.contains_key(&model.provider) || lets(theirs.position(now));
+        if !own_free || !theirs_free {
+            return false;
+        }
+        own.breaker(&health.model, now).claim(&health.model, chosen.decision_id, now);
+        theirs.breaker(&health.provider, now).claim(&health.provider, chosen.decision_id, now);
+        true
+    }
+
+    fn account(&mut self, account: &str, traffic: &TrafficSpec, now: Instant) -> &mut Share {
+        if !self.accounts.contains_key(account) {
+            self.accounts.insert(account.to_owned(), Share::new(now));
+        }
+        let share = self.accounts.entry(account.to_owned()).or_insert_with(|| Share::new(now));
+        share.drip(traffic.retry_min_per_second, now);
+        share
+    }
+
+    fn retried(&mut self, account: &str, model: &str, traffic: &TrafficSpec, now: Instant) {
+        self.account(account, traffic, now).spend();
+        self.models.get(model, now).retries.spend();
+    }
+
+    /// A capped model receives a request.
+    fn receives(&mut self, model: &str, traffic: &TrafficSpec, metrics: &OutcomeMetrics, now: Instant) {
+        if traffic.caps.contains_key(model) {
+            let cap = &mut self.models.get(model, now).cap;
+            if cap.is_spent() {
+                metrics.record_over_cap(model);
+            }
+            cap.spend();
+        }
+    }
+}
+
+fn cards(
+    targets: &mut Targets,
+    forced: &std::collections::BTreeMap<String, crate::policy::ForcedState>,
+    now: Instant,
+) -> Vec<Card> {
+    let card = |(name, target): (&String, &mut Target)| {
+        let forced = forced.get(name).copied();
+        Card {
+            name: name.clone(),
+            breaker: match target.verdict(forced, now).0 {
+                Position::Closed => "closed",
+                Position::Due | Position::Probing => "half_open",
+                Position::Open => "open",
+            },
+            forced: forced.is_some(),
+            failing: target.failing(now).unwrap_or_default(),
+            figures: target.stats.figures(now),
+        }
+    };
+    let mut cards: Vec<Card> = targets.iter_mut().map(card).collect();
+    cards.sort_by(|a, b| a.name.cmp(&b.name));
+    cards
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! Health as the router uses it, under a policy.
+
+use proptest::prelude::*;
+
+use super::share::BURST;
+use super::*;
+use crate::policy::PolicyOptions;
+use crate::telemetry::Metrics;
+
+const POLICY: &str = r#"
+schema: pointsman.policy/v1
+id: health
+version: "1"
+models:
+  a: {provider: one, provider_model: a, price_per_million_tokens: {input_usd: 1, output_usd: 1}, context_window_tokens: 1000, typical_latency_ms: 100}
+  b: {provider: one, provider_model: b, price_per_million_tokens: {input_usd: 1, output_usd: 1}, context_window_tokens: 1000}
+  c: {provider: two, provider_model: c, price_per_million_tokens: {input_usd: 1, output_usd: 1}, context_window_tokens: 1000}
+chains: {all: [a, b, c]}
+routes: [{intent: "*", tier: "*", chain: all}]
+health:
+  provider: {consecutive_failures: 8, min_outcomes: 30}
+tenants: {known: {}}
+"#;
+
+/// Health with a clock that only the test moves.
+struct Rig {
+    health: Health,
+    policy: Policy,
+    now: Instant,
+    decisions: u64,
+}
+
+impl Rig {
+    fn new(more: &str) -> Self {
+        let document = format!("{POLICY}{more}");
+        let policy = Policy::load(document.as_bytes(), &PolicyOptions::default()).unwrap();
+        let health = Health::new(Arc::clone(Metrics::new().outcomes()));
+        Self { health, policy, now: Instant::now(), decisions: 0 }
+    }
+
+    fn pass(&mut self, ms: u64) -> &mut Self {
+        self.now += Duration::from_millis(ms);
+        self
+    }
+
+    fn circumstances(&self) -> Circumstances {
+        self.health.circumstances(&self.policy, "", self.now)
+    }
+
+    fn state(&self, model: &str) -> Option<State> {
+        self.circumstances().models.get(model).map(|standing| standing.state)
+    }
+
+    /// A decision for `model`; false: it was to be decided again.
+    fn choose(&mut self, model: &str) -> bool {
+        self.decisions += 1;
+        let circumstances = self.circumstances();
+        let decision_id = &format!("d{}", self.decisions);
+        let chosen = Chosen { decision_id, account: "", model, attempt: Attempt::First };
+        self.health.commit(&self.policy, chosen, &circumstances, self.now)
+    }
+
+    /// What came of the last decision, as `model` answered.
+    fn see(&self, model: &str, failure: Option<FailureKind>, attempt: Attempt, latency_ms: u64) {
+        let report = OutcomeReport {
+            time_unix_ms: 0,
+            decision_id: format!("d{}", self.decisions),
+            model: model.to_owned(),
+            score: None,
+            scorer: String::new(),
+            failure,
+            tokens: 10,
+            cost_usd: 0.01,
+            latency_ms,
+            attempt: None,
+        };
+        let behind = Behind { account: "", attempt: Some(attempt), counted: false, age: Duration::ZERO };
+        assert!(self.health.observe(&self.policy, &report, behind, self.now));
+    }
+
+    fn fail(&self, model: &str, times: usize) {
+        (0..times).for_each(|_| self.see(model, Some(FailureKind::ProviderError), Attempt::First, 10));
+    }
+}
+
+#[test]
+fn a_failing_model_goes_out_and_comes_back_by_a_probe() {
+    let mut rig = Rig::new("");
+    assert!(rig.circumstances().is_ordinary());
+    rig.fail("a", 5);
+    assert_eq!((rig.state("a"), rig.state("b")), (Some(State::Open), None));
+    rig.pass(1_000);
+    assert!(rig.circumstances().probes.contains("a") && rig.state("a").is_none());
+    assert!(rig.choose("a"));
+    assert_eq!(rig.state("a"), Some(State::Probation), "one probe at a time");
+    rig.see("a", None, Attempt::First, 50);
+    assert!(rig.choose("a"));
+    rig.see("a", None, Attempt::First, 50);
+    assert!(rig.circumstances().is_ordinary());
+}
+
+#[test]
+fn two_requests_that_saw_the_same_probe_due_do_not_both_try() {
+    let mut rig = Rig::new("");
+    rig.fail("a", 5);
+    rig.pass(1_000);
+    let seen = rig.circumstances();
+    let chosen = |decision_id| Chosen { decision_id, account: "", model: "a", attempt: Attempt::First };
+    assert!(rig.health.commit(&rig.policy, chosen("x"), &seen, rig.now));
+    assert!(!rig.health.commit(&rig.policy, chosen("y"), &seen, rig.now));
+}
+
+#[test]
+fn a_provider_takes_its_models_with_it() {
+    let mut rig = Rig::new("");
+    for _ in 0..4 {
+        rig.fail("a", 1);
+        rig.fail("b", 1);
+    }
+    let circumstances = rig.circumstances();
+    let states: Vec<_> = circumstances.models.iter().map(|(name, standing)| (name.as_str(), standing.state)).collect();
+    assert_eq!(states, [("a", State::Open), ("b", State::Open)]);
+    assert!(circumstances.models["b"].why.starts_with("its provider"));
+    // A limit on the rate is the model's own.
+    let limited = Rig::new("");
+    (0..20).for_each(|_| limited.see("a", Some(FailureKind::RateLimited), Attempt::First, 10));
+    assert_eq!((limited.state("a"), limited.state("b")), (Some(State::Open), None));
+    // A refusal is an answer.
+    let refusing = Rig::new("");
+    (0..20).for_each(|_| refusing.see("a", Some(FailureKind::Refused), Attempt::First, 10));
+    assert_eq!(refusing.state("a"), None);
+    // Slow is what takes many times what it typically takes; without a typical latency nothing is.
+    let slow = Rig::new("");
+    for model in ["a", "c"] {
+        (0..10).for_each(|_| slow.see(model, None, Attempt::First, 600));
+    }
+    assert_eq!((slow.state("a"), slow.state("c")), (Some(State::Open), None));
+    rig.pass(1_000);
+    assert!(rig.choose("b"), "the provider's probe goes by any of its models");
+    assert_eq!(rig.state("a"), Some(State::Probation));
+}
+
+#[test]
+fn the_policy_can_hold_a_state_by_hand() {
+    let mut rig = Rig::new("");
+    rig.policy = Policy::load(
+        POLICY.replace("health:\n", "health:\n  models: {a: closed}\n  providers: {two: open}\n").as_bytes(),
+        &PolicyOptions::default(),
+    )
+    .unwrap();
+    rig.fail("a", 7);
+    assert_eq!((rig.state("a"), rig.state("c")), (None, Some(State::Open)));
+    let card = rig.health.scorecard(&rig.policy, rig.now);
+    let of = |name: &str| card.models.iter().find(|card| card.name == name).unwrap();
+    assert_eq!((of("a").breaker, of("a").forced), ("closed", true));
+    assert_eq!(of("a").figures.success, Some(0.0));
+}
+
+#[test]
+fn retries_end_when_their_share_is_used_up_and_come_back_with_traffic() {
+    let mut rig = Rig::new("traffic: {retry_share: 0.1, retry_min_per_second: 0}\n");
+    for _ in 0..10 {
+        rig.see("b", None, Attempt::Fallback, 10);
+    }
+    let circumstances = rig.circumstances();
+    assert!(circumstances.retries_spent);
+    assert_eq!(circumstances.models["b"].state, State::FirstOnly);
+    assert!(!rig.health.circumstances(&rig.policy, "known", rig.now).retries_spent, "each tenant has its own");
+    for _ in 0..11 {
+        assert!(rig.choose("a"));
+    }
+    assert!(rig.circumstances().is_ordinary(), "eleven first attempts pay for one retry");
+}
+
+#[test]
+fn names_that_the_policy_does_not_have_are_not_kept() {
+    let rig = Rig::new("");
+    let report = OutcomeReport {
+        time_unix_ms: 0,
+        decision_id: "d".to_owned(),
+        model: "nobody".to_owned(),
+        score: None,
+        scorer: String::new(),
+        failure: None,
+        tokens: 0,
+        cost_usd: 0.0,
+        latency_ms: 1,
+        attempt: None,
+    };
+    let behind = Behind { account: "", attempt: None, counted: false, age: Duration::ZERO };
+    assert!(!rig.health.observe(&rig.policy, &report, behind, rig.now));
+    assert_eq!(rig.health.scorecard(&rig.policy, rig.now).models.len(), 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A capped model never gets more than its share and a burst, whoever asks for it when.
+    #[test]
+    fn no_model_gets_more_than_its_cap(asks in prop::collection::vec(0_usize..3, 1..500)) {
+        let mut rig = Rig::new("traffic: {caps: {c: 0.3}}\n");
+        let mut received = 0.0;
+        for (n, ask) in asks.into_iter().enumerate() {
+            let capped = rig.state("c") == Some(State::Capped);
+            let model = if ask < 2 && !capped { "c" } else { "a" };
+            prop_assert!(rig.choose(model));
+            received += f64::from(u8::from(model == "c"));
+            prop_assert!(received <= 0.3 * (n + 1) as f64 + BURST + 1e-6);
+        }
+    }
+}
