@@ -58,6 +58,12 @@ pub struct Config {
     pub decision_log_total_mib: u64,
     /// Whether the decision log keeps texts.
     pub decision_log_text: bool,
+    /// Where budgets, rates and sessions are shared; `None`: in this process alone.
+    pub state: Option<String>,
+    /// How long one call there may take.
+    pub state_timeout: Duration,
+    /// How many servers share it.
+    pub state_replicas: u32,
     /// How long requests may finish after a stop signal.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -112,6 +118,9 @@ const DEFAULT_LOG_FILE_MIB: u64 = 64;
 const DEFAULT_LOG_ROTATE: Duration = Duration::from_secs(60 * 60);
 /// About a million decisions.
 const DEFAULT_LOG_TOTAL_MIB: u64 = 1_024;
+/// A store in the same network answers in a tenth of this.
+const DEFAULT_STATE_TIMEOUT: Duration = Duration::from_millis(5);
+const DEFAULT_STATE_REPLICAS: u32 = 2;
 /// Kubernetes kills after 30 s by default; leave it some.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -147,6 +156,9 @@ impl Config {
             decision_log_rotate: raw.decision_log_rotate.map_or(DEFAULT_LOG_ROTATE, |value| value.0),
             decision_log_total_mib: raw.decision_log_total_mib.unwrap_or(DEFAULT_LOG_TOTAL_MIB),
             decision_log_text: raw.decision_log_text.unwrap_or(false),
+            state: raw.state,
+            state_timeout: raw.state_timeout.map_or(DEFAULT_STATE_TIMEOUT, |value| value.0),
+            state_replicas: raw.state_replicas.unwrap_or(DEFAULT_STATE_REPLICAS),
             drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),
             log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),
@@ -179,6 +191,16 @@ impl Config {
                 let problem = format!("{value} is not within {} to {}", range.start(), range.end());
                 return Err(ConfigError::BadValue { setting, problem });
             }
+        }
+        let known = |url: &String| url.starts_with("redis://") || url.starts_with("rediss://");
+        if let Some(url) = self.state.as_ref().filter(|url| !known(url)) {
+            let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+            let problem = format!("scheme {scheme:?} is not known; write redis://HOST:PORT or rediss://HOST:PORT");
+            return Err(ConfigError::BadValue { setting: "state", problem });
+        }
+        if !(1..=1_000).contains(&self.state_replicas) {
+            let problem = format!("{} is not within 1 to 1000", self.state_replicas);
+            return Err(ConfigError::BadValue { setting: "state_replicas", problem });
         }
         if self.listen == self.admin_listen && self.listen.port() != 0 {
             let problem = format!("{} is taken by listen", self.admin_listen);
@@ -246,6 +268,8 @@ mod tests {
         assert!(refused("device = 'gpu'").starts_with("device:"));
         assert!(refused("device = 'cuda:'").starts_with("device:"));
         assert!(refused("decision_log_total_mib = 64").starts_with("decision_log_total_mib:"));
+        assert!(refused("state = 'etcd://x'").starts_with("state: scheme \"etcd\""));
+        assert!(refused("state_replicas = 0").starts_with("state_replicas:"));
         assert!(refused("log_format = 'xml'").starts_with("log_format:"));
         assert!(refused("policy = 'ftp://x/y'").starts_with("policy:"));
         assert!(toml::from_str::<RawConfig>("lisen = 'x'").is_err(), "unknown fields are refused");

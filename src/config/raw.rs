@@ -108,6 +108,16 @@ pub struct RawConfig {
     /// Keep the text of queries in the decision log too; without it only a hash is kept [default: false].
     #[arg(long, env = "POINTSMAN_DECISION_LOG_TEXT", num_args = 0..=1, default_missing_value = "true")]
     pub decision_log_text: Option<bool>,
+    /// Where budgets, rates and sessions are shared between servers: redis://HOST:PORT or rediss://HOST:PORT
+    /// [default: in this process alone].
+    #[arg(long, env = "POINTSMAN_STATE", value_name = "URL")]
+    pub state: Option<String>,
+    /// How long a call there may take before this server goes by its own share, with unit [default: 5ms].
+    #[arg(long, env = "POINTSMAN_STATE_TIMEOUT", value_name = "DURATION")]
+    pub state_timeout: Option<PositiveDuration>,
+    /// How many servers share it: the part of each limit that is this server's while it is away [default: 2].
+    #[arg(long, env = "POINTSMAN_STATE_REPLICAS", value_name = "N")]
+    pub state_replicas: Option<u32>,
     /// How long requests may finish after a stop signal, with unit [default: 20s].
     #[arg(long, env = "POINTSMAN_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<PositiveDuration>,
@@ -160,6 +170,9 @@ impl RawConfig {
             decision_log_rotate: self.decision_log_rotate.or(lower.decision_log_rotate),
             decision_log_total_mib: self.decision_log_total_mib.or(lower.decision_log_total_mib),
             decision_log_text: self.decision_log_text.or(lower.decision_log_text),
+            state: self.state.or(lower.state),
+            state_timeout: self.state_timeout.or(lower.state_timeout),
+            state_replicas: self.state_replicas.or(lower.state_replicas),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
             log_format: self.log_format.or(lower.log_format),
             log_filter: self.log_filter.or(lower.log_filter),

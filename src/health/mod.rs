@@ -1,7 +1,7 @@
 //! Health of models and providers by what callers report: breakers, guards against storms, the scorecard.
 //!
 //! Each server judges by the outcomes reported to it. What it knows goes into a decision as [`Circumstances`] and comes
-//! back by [`Health::commit`] (a decision was made) and [`Health::observe`] (an answer turned out so). Times come in as
+//! back by [`Health::count`] (a decision was made) and [`Health::observe`] (an answer turned out so). Times come in as
 //! arguments; nothing here waits, calls anybody or spawns.
 
 mod breaker;
@@ -32,7 +32,7 @@ pub struct Health {
     inner: Mutex<Inner>,
 }
 
-/// What a decision selected, for [`Health::commit`].
+/// What a decision selected.
 #[derive(Clone, Copy, Debug)]
 pub struct Chosen<'a> {
     /// The decision.
@@ -146,13 +146,14 @@ impl Health {
         circumstances
     }
 
-    /// Counts a decision, and lets it try what is out of service where that is due; false: another one does, so decide
-    /// again without `circumstances.probes` having the model.
-    pub fn commit(&self, policy: &Policy, chosen: Chosen<'_>, circumstances: &Circumstances, now: Instant) -> bool {
+    /// Lets a decision try what is out of service, where that is due; false: another one does.
+    pub fn claim(&self, policy: &Policy, chosen: Chosen<'_>, now: Instant) -> bool {
+        self.inner(policy, now).claim(policy, chosen, now)
+    }
+
+    /// Counts a decision that is given to its caller.
+    pub fn count(&self, policy: &Policy, chosen: Chosen<'_>, now: Instant) {
         let mut inner = self.inner(policy, now);
-        if circumstances.probes.contains(chosen.model) && !inner.claim(policy, chosen, now) {
-            return false;
-        }
         let traffic = &policy.spec().traffic;
         if chosen.attempt == Attempt::First {
             inner.account(chosen.account, traffic, now).earn(traffic.retry_share);
@@ -164,7 +165,6 @@ impl Health {
             inner.retried(chosen.account, chosen.model, traffic, now);
         }
         inner.receives(chosen.model, traffic, &self.metrics, now);
-        true
     }
 
     /// Takes an outcome. One of a model that the policy does not have is not counted; false tells.

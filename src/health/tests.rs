@@ -57,7 +57,11 @@ impl Rig {
         let circumstances = self.circumstances();
         let decision_id = &format!("d{}", self.decisions);
         let chosen = Chosen { decision_id, account: "", model, attempt: Attempt::First };
-        self.health.commit(&self.policy, chosen, &circumstances, self.now)
+        if circumstances.probes.contains(model) && !self.health.claim(&self.policy, chosen, self.now) {
+            return false;
+        }
+        self.health.count(&self.policy, chosen, self.now);
+        true
     }
 
     /// What came of the last decision, as `model` answered.
@@ -104,10 +108,10 @@ fn two_requests_that_saw_the_same_probe_due_do_not_both_try() {
     let mut rig = Rig::new("");
     rig.fail("a", 5);
     rig.pass(1_000);
-    let seen = rig.circumstances();
+    assert!(rig.circumstances().probes.contains("a"));
     let chosen = |decision_id| Chosen { decision_id, account: "", model: "a", attempt: Attempt::First };
-    assert!(rig.health.commit(&rig.policy, chosen("x"), &seen, rig.now));
-    assert!(!rig.health.commit(&rig.policy, chosen("y"), &seen, rig.now));
+    assert!(rig.health.claim(&rig.policy, chosen("x"), rig.now));
+    assert!(!rig.health.claim(&rig.policy, chosen("y"), rig.now));
 }
 
 #[test]

@@ -23,14 +23,15 @@ use crate::artifact::default_roots;
 use crate::batch::BatchOptions;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
 use crate::config::Config;
-use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions};
+use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions, OutcomeLog};
 use crate::encoder::{EncoderError, available_threads, open_device};
-use crate::router::{DecideError, Router, RouterOptions};
+use crate::router::{DecideError, Governor, Router, RouterOptions};
 use crate::rpc::proto::{
     DESCRIPTORS, info_server::InfoServer, policy_service_server::PolicyServiceServer, router_server::RouterServer,
 };
 use crate::rpc::{Backend, InfoService, PolicyApi, RouterApi};
 use crate::sources::{PolicyStore, RefreshError, SignatureError, TlsError};
+use crate::state::{State, StateError, StateOptions};
 use crate::telemetry::Metrics;
 
 /// Why the service could not start or had to end.
@@ -57,6 +58,9 @@ pub enum ServeError {
     /// The decision log cannot be started.
     #[error("cannot start the decision log")]
     DecisionLog(#[from] LogError),
+    /// The shared state cannot be used as it is set.
+    #[error("cannot use the shared state")]
+    State(#[from] StateError),
     /// A certificate for the policy's source cannot be used.
     #[error("cannot connect to the policy's source")]
     PolicyTls(#[from] TlsError),
@@ -270,14 +274,34 @@ pub async fn load_classifier(config: &Config) -> Result<Classifier, ServeError> 
 
 /// What of decisions is kept, by `config`.
 fn log_options(config: &Config) -> LogOptions {
+    LogOptions { recent: config.decision_log_recent, files: log_files(config), keep_text: config.decision_log_text }
+}
+
+/// Where decisions and outcomes are written, by `config`.
+fn log_files(config: &Config) -> Option<FileOptions> {
     const MIB: u64 = 1024 * 1024;
-    let files = config.decision_log.as_ref().map(|dir| FileOptions {
+    config.decision_log.as_ref().map(|dir| FileOptions {
         dir: dir.clone(),
         max_file_bytes: config.decision_log_file_mib * MIB,
         max_file_age: config.decision_log_rotate,
         max_total_bytes: config.decision_log_total_mib * MIB,
+    })
+}
+
+/// Health, limits and sessions, by `config`; what is shared is kept in touch with by a task.
+fn start_governor(config: &Config, metrics: &Arc<Metrics>, tasks: &Tasks) -> Result<Governor, ServeError> {
+    let outcomes = Arc::clone(metrics.outcomes());
+    let state = Arc::new(match &config.state {
+        None => State::local(),
+        Some(url) => {
+            let (url, timeout, replicas) = (url.clone(), config.state_timeout, config.state_replicas);
+            State::shared(&StateOptions { url, timeout, replicas }, Arc::clone(&outcomes))?
+        }
     });
-    LogOptions { recent: config.decision_log_recent, files, keep_text: config.decision_log_text }
+    let (keeper, stopping) = (Arc::clone(&state), tasks.stopping());
+    tasks.spawn(async move { keeper.run(stopping).await });
+    let log = log_files(config).map(|files| OutcomeLog::start(files, Arc::clone(&outcomes))).transpose()?;
+    Ok(Governor::new(state, log.map(Arc::new), outcomes))
 }
 
 /// The bounds that `config` sets.

@@ -118,7 +118,8 @@ impl Budget {
         Duration::from_millis(self.window_ms() - now_ms % self.window_ms())
     }
 
-    pub(super) fn window_ms(&self) -> u64 {
+    /// Its length in milliseconds.
+    pub fn window_ms(&self) -> u64 {
         u64::try_from(self.window.as_millis()).unwrap_or(u64::MAX).max(1)
     }
 }

@@ -1,0 +1,219 @@
+//! The outcome log: what callers reported, one JSON object a line, in files beside those of the decision log.
+//!
+//! As with decisions, no request waits for the disk: what the queue has no room for is dropped and counted.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::files::{FileOptions, Files};
+use super::log::LogError;
+use crate::domain::OutcomeReport;
+use crate::telemetry::{LogFate, OutcomeMetrics};
+
+/// The outcome log. Shared by all requests.
+#[derive(Debug)]
+pub struct OutcomeLog {
+    metrics: Arc<OutcomeMetrics>,
+    writer: SyncSender<Message>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Outcome(Box<OutcomeReport>),
+    /// Write what came before and end.
+    Close,
+}
+
+/// What was read of an outcome log.
+#[derive(Clone, Debug, Default)]
+pub struct OutcomeLines {
+    /// The outcomes, in order.
+    pub outcomes: Vec<OutcomeReport>,
+    /// Lines that are none; a write that was cut off leaves one.
+    pub malformed: u64,
+}
+
+/// Names of the files begin with this.
+const STEM: &str = "outcomes";
+/// Outcomes that may wait for the disk.
+const QUEUE: usize = 8_192;
+/// How long the files are left alone after an error.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+// === impl OutcomeLog ===
+
+impl OutcomeLog {
+    /// Starts the log and its thread.
+    ///
+    /// # Errors
+    /// When the folder or the thread cannot be had.
+    pub fn start(options: FileOptions, metrics: Arc<OutcomeMetrics>) -> Result<Self, LogError> {
+        let dir = options.dir.clone();
+        let files = Files::open(options, STEM).map_err(|source| LogError::Folder { dir, source })?;
+        let (writer, receiver) = sync_channel(QUEUE);
+        let own = Arc::clone(&metrics);
+        let run = move || Writer { files, metrics: own, broken_until: None }.run(&receiver);
+        let thread = std::thread::Builder::new().name("outcome-log".to_owned()).spawn(run).map_err(LogError::Thread)?;
+        Ok(Self { metrics, writer, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Takes an outcome; never waits. One that the queue has no room for is not written, and counted.
+    pub fn record(&self, report: OutcomeReport) {
+        match self.writer.try_send(Message::Outcome(Box::new(report))) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => self.metrics.record_logged(LogFate::QueueFull, 1),
+            Err(TrySendError::Disconnected(_)) => self.metrics.record_logged(LogFate::Closed, 1),
+        }
+    }
+
+    /// Writes what is queued and ends the thread; blocks until the disk has it. Later outcomes are not written.
+    pub fn close(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && self.writer.send(Message::Close).is_ok()
+            && thread.join().is_err()
+        {
+            tracing::error!("the outcome log's thread panicked");
+        }
+    }
+}
+
+impl Drop for OutcomeLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Reads the lines of one or more outcome logs; empty ones are skipped.
+pub fn read_outcomes<'a>(lines: impl IntoIterator<Item = &'a str>) -> OutcomeLines {
+    let mut read = OutcomeLines::default();
+    for line in lines.into_iter().map(str::trim).filter(|line| !line.is_empty()) {
+        match serde_json::from_str(line) {
+            Ok(outcome) => read.outcomes.push(outcome),
+            Err(_) => read.malformed += 1,
+        }
+    }
+    read
+}
+
+/// The thread that writes.
+struct Writer {
+    files: Files,
+    metrics: Arc<OutcomeMetrics>,
+    broken_until: Option<Instant>,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    fn run(mut self, receiver: &Receiver<Message>) {
+        loop {
+            let message = match receiver.try_recv() {
+                Ok(message) => message,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {
+                    // Nothing waits: what is in the buffer can be read from the file now.
+                    let flushed = self.files.flush();
+                    self.count(flushed);
+                    match receiver.recv_timeout(RETRY_AFTER) {
+                        Ok(message) => message,
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    }
+                }
+            };
+            match message {
+                Message::Outcome(report) => self.write(&report),
+                Message::Close => break,
+            }
+        }
+        let finished = self.files.finish();
+        self.count(finished);
+    }
+
+    fn write(&mut self, report: &OutcomeReport) {
+        if self.broken_until.is_some_and(|until| Instant::now() < until) {
+            self.metrics.record_logged(LogFate::Failed, 1);
+            return;
+        }
+        let appended = self.files.append_json(report);
+        if appended.is_err() {
+            self.metrics.record_logged(LogFate::Failed, 1);
+        }
+        self.count(appended);
+    }
+
+    fn count(&mut self, written: io::Result<u64>) {
+        match written {
+            Ok(n) => {
+                if n > 0 && self.broken_until.take().is_some() {
+                    tracing::info!("the outcome log can be written again");
+                }
+                self.metrics.record_logged(LogFate::Written, n);
+            }
+            Err(error) => {
+                // Once per failure and not once per outcome; serving goes on.
+                if self.broken_until.is_none() {
+                    tracing::warn!(%error, "the outcome log cannot be written; outcomes are dropped");
+                }
+                self.metrics.record_logged(LogFate::Failed, self.files.lose());
+                self.broken_until = Some(Instant::now() + RETRY_AFTER);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    fn report(n: u64) -> OutcomeReport {
+        OutcomeReport {
+            time_unix_ms: n,
+            decision_id: format!("d{n}"),
+            model: "m".to_owned(),
+            score: Some(0.5),
+            scorer: "judge".to_owned(),
+            failure: None,
+            tokens: 7,
+            cost_usd: 0.001,
+            latency_ms: 20,
+            attempt: None,
+        }
+    }
+
+    #[test]
+    fn what_is_reported_can_be_read_back_over_several_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = FileOptions {
+            dir: dir.path().to_owned(),
+            max_file_bytes: 2_000,
+            max_file_age: Duration::from_secs(3_600),
+            max_total_bytes: 1_000_000,
+        };
+        // A decision log's file in the same folder is left alone.
+        std::fs::write(dir.path().join("decisions.jsonl"), "mine\n").unwrap();
+        let metrics = Metrics::new();
+        let log = OutcomeLog::start(options, Arc::clone(metrics.outcomes())).unwrap();
+        (0..100).for_each(|n| log.record(report(n)));
+        log.close();
+        log.record(report(100));
+        let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        // Those put aside, by time, before the one that grows.
+        names.sort_by_key(|path| (path.ends_with("outcomes.jsonl"), path.clone()));
+        names.retain(|path| !path.ends_with("decisions.jsonl"));
+        assert!(names.len() > 3, "{names:?}");
+        let texts: Vec<String> = names.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        let read = read_outcomes(texts.iter().flat_map(|text| text.lines()).chain(["half a li"]));
+        assert_eq!((read.outcomes, read.malformed), ((0..100).map(report).collect(), 1));
+        assert_eq!(std::fs::read_to_string(dir.path().join("decisions.jsonl")).unwrap(), "mine\n");
+        let page = metrics.encode(None).unwrap();
+        assert!(page.contains("pointsman_outcome_log_lines_total{fate=\"Written\"} 100"), "{page}");
+        assert!(page.contains("pointsman_outcome_log_lines_total{fate=\"Closed\"} 1"), "{page}");
+    }
+}
