@@ -59,7 +59,7 @@ pub struct Config {
     /// Whether the decision log keeps texts.
     pub decision_log_text: bool,
     /// Where budgets, rates and sessions are shared; `None`: in this process alone.
-    pub state: Option<String>,
+    pub state: Option<StateUrl>,
     /// How long one call there may take.
     pub state_timeout: Duration,
     /// How many servers share it.
@@ -71,6 +71,10 @@ pub struct Config {
     /// Which log lines are written.
     pub log_filter: String,
 }
+
+/// Where state is shared. May hold a password, so it is not shown whole.
+#[derive(Clone, Eq, PartialEq)]
+pub struct StateUrl(pub String);
 
 /// A setting that cannot be used: the operator's fault.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +160,7 @@ impl Config {
             decision_log_rotate: raw.decision_log_rotate.map_or(DEFAULT_LOG_ROTATE, |value| value.0),
             decision_log_total_mib: raw.decision_log_total_mib.unwrap_or(DEFAULT_LOG_TOTAL_MIB),
             decision_log_text: raw.decision_log_text.unwrap_or(false),
-            state: raw.state,
+            state: raw.state.map(StateUrl),
             state_timeout: raw.state_timeout.map_or(DEFAULT_STATE_TIMEOUT, |value| value.0),
             state_replicas: raw.state_replicas.unwrap_or(DEFAULT_STATE_REPLICAS),
             drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
@@ -193,7 +197,7 @@ impl Config {
             }
         }
         let known = |url: &String| url.starts_with("redis://") || url.starts_with("rediss://");
-        if let Some(url) = self.state.as_ref().filter(|url| !known(url)) {
+        if let Some(StateUrl(url)) = self.state.as_ref().filter(|StateUrl(url)| !known(url)) {
             let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
             let problem = format!("scheme {scheme:?} is not known; write redis://HOST:PORT or rediss://HOST:PORT");
             return Err(ConfigError::BadValue { setting: "state", problem });
@@ -223,6 +227,13 @@ impl Config {
             return Err(ConfigError::BadValue { setting: "log_format", problem });
         }
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for StateUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = self.0.rsplit_once('@').map_or(self.0.as_str(), |(_, place)| place);
+        write!(f, "StateUrl({place:?})")
     }
 }
 
@@ -269,6 +280,8 @@ mod tests {
         assert!(refused("device = 'cuda:'").starts_with("device:"));
         assert!(refused("decision_log_total_mib = 64").starts_with("decision_log_total_mib:"));
         assert!(refused("state = 'etcd://x'").starts_with("state: scheme \"etcd\""));
+        let state = parse("", "state = 'redis://:secret@store:6379'").unwrap().state;
+        assert_eq!(format!("{state:?}"), "Some(StateUrl(\"store:6379\"))");
         assert!(refused("state_replicas = 0").starts_with("state_replicas:"));
         assert!(refused("log_format = 'xml'").starts_with("log_format:"));
         assert!(refused("policy = 'ftp://x/y'").starts_with("policy:"));

@@ -22,7 +22,7 @@ pub use tasks::Tasks;
 use crate::artifact::default_roots;
 use crate::batch::BatchOptions;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
-use crate::config::Config;
+use crate::config::{Config, StateUrl};
 use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions, OutcomeLog};
 use crate::encoder::{EncoderError, available_threads, open_device};
 use crate::router::{DecideError, Governor, Router, RouterOptions};
@@ -293,7 +293,7 @@ fn start_governor(config: &Config, metrics: &Arc<Metrics>, tasks: &Tasks) -> Res
     let outcomes = Arc::clone(metrics.outcomes());
     let state = Arc::new(match &config.state {
         None => State::local(),
-        Some(url) => {
+        Some(StateUrl(url)) => {
             let (url, timeout, replicas) = (url.clone(), config.state_timeout, config.state_replicas);
             State::shared(&StateOptions { url, timeout, replicas }, Arc::clone(&outcomes))?
         }
