@@ -58,6 +58,10 @@ pub struct Config {
     pub decision_log_total_mib: u64,
     /// Whether the decision log keeps texts.
     pub decision_log_text: bool,
+    /// Keys that continuations are signed with; `None`: a random one.
+    pub continuation_keys_file: Option<PathBuf>,
+    /// How long a cascade can be continued after its last step.
+    pub continuation_ttl: Duration,
     /// How long requests may finish after a stop signal.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -112,6 +116,8 @@ const DEFAULT_LOG_FILE_MIB: u64 = 64;
 const DEFAULT_LOG_ROTATE: Duration = Duration::from_secs(60 * 60);
 /// About a million decisions.
 const DEFAULT_LOG_TOTAL_MIB: u64 = 1_024;
+/// Longer than any answer takes, short enough that a policy or a key is not remembered for long.
+const DEFAULT_CONTINUATION_TTL: Duration = Duration::from_secs(15 * 60);
 /// Kubernetes kills after 30 s by default; leave it some.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -147,6 +153,8 @@ impl Config {
             decision_log_rotate: raw.decision_log_rotate.map_or(DEFAULT_LOG_ROTATE, |value| value.0),
             decision_log_total_mib: raw.decision_log_total_mib.unwrap_or(DEFAULT_LOG_TOTAL_MIB),
             decision_log_text: raw.decision_log_text.unwrap_or(false),
+            continuation_keys_file: raw.continuation_keys_file,
+            continuation_ttl: raw.continuation_ttl.map_or(DEFAULT_CONTINUATION_TTL, |value| value.0),
             drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),
             log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),

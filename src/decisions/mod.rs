@@ -4,6 +4,7 @@
 //! in memory and writes all of them to files, without ever making a request wait. [`replay`] decides a record again under
 //! another policy, and [`simulate`] tells what that changes over many of them.
 
+mod escalation;
 mod files;
 mod line;
 mod log;
@@ -14,6 +15,7 @@ mod simulate;
 #[cfg(test)]
 mod tests;
 
+pub use escalation::{EscalationRecord, ObservedRecord, StepRecord};
 pub use files::FileOptions;
 pub use line::{Line, Lines, read_lines};
 pub use log::{DecisionLog, LogError, LogOptions};

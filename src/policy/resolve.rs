@@ -12,9 +12,10 @@ use crate::rules::RuleOutcome;
 
 use super::document::SafeAnswerSpec;
 use super::guard::{Guard, Purpose, Unguarded};
+use super::ladder::Standing;
 use super::scope::Scope;
-use super::select::Demand;
-use super::snapshot::Chain;
+use super::select::{Demand, sticky_hash};
+use super::snapshot::{Chain, Model};
 
 /// The evidence about one query and what its caller asks for.
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +148,7 @@ impl Scope {
             input_tokens: signals.input_tokens,
             output_tokens: signals.output_tokens.unwrap_or_else(|| self.defaults().spec.answer_tokens(intent, tier)),
             difficulty: classification.map(|classification| classification.difficulty),
-            sticky_key: signals.sticky_key,
+            sticky: sticky_hash(signals.sticky_key),
         }
     }
 }
@@ -360,9 +361,28 @@ impl<'a> Course<'a> {
             return Err(NoCandidate { chain: chain.name.to_string(), removed, reasons: self.reasons });
         };
         self.reasons.append(&mut removed);
-        let text = format!("{} is the first usable candidate of chain {}", selected.name, chain.name);
-        self.reason(ReasonCode::FirstUsable, &selected.name, text);
-        let fallbacks = usable.iter().skip(1).map(|(_, model)| Fallback {
+        let next = |id, model| {
+            let standing = Standing { tried: &[], hops: 0, spent_usd: demand.cost_usd(model) };
+            demand.escalation(id, self.scope, &standing, guard)
+        };
+        let mut escalation = next(selected_id, selected);
+        let mut called = selected;
+        if let Some((strong_id, strong)) = self.false_economy(demand, selected, escalation.as_ref()) {
+            let text = format!(
+                "{} would be asked first for ${:.6} and {} after it with probability {:.2}: dearer than {} at once",
+                selected.name,
+                demand.cost_usd(selected),
+                strong.name,
+                escalation.and_then(|(_, step)| step.probability).unwrap_or_default().value(),
+                strong.name,
+            );
+            self.reason(ReasonCode::FalseEconomy, &selected.name, text);
+            (called, escalation) = (strong, next(strong_id, strong));
+        } else {
+            let text = format!("{} is the first usable candidate of chain {}", selected.name, chain.name);
+            self.reason(ReasonCode::FirstUsable, &selected.name, text);
+        }
+        let fallbacks = usable.iter().filter(|(_, model)| model.name != called.name).map(|(_, model)| Fallback {
             candidate: demand.candidate(model),
             reason: Reason::about(ReasonCode::NextInChain, &*model.name, format!("next in chain {}", chain.name)),
         });
@@ -375,15 +395,35 @@ impl<'a> Course<'a> {
             confidence_of: tier.of,
             source: self.source,
             chain: Arc::clone(&chain.name),
-            selected: demand.candidate(selected),
+            selected: demand.candidate(called),
             fallbacks: fallbacks.collect(),
-            escalation: demand.escalation(selected_id, self.scope, guard),
+            escalation: escalation.map(|(_, escalation)| escalation),
             reasons: self.reasons,
         })
     }
+
+    /// The stronger step to call at once, where asking the selected model first would save nothing. What a rule or a
+    /// layer forces is called as it says.
+    fn false_economy(
+        &self,
+        demand: &Demand<'_>,
+        selected: &Model,
+        escalation: Option<&(usize, Escalation)>,
+    ) -> Option<(usize, &'a Model)> {
+        let (id, step) = escalation?;
+        // What rules force, cap or forbid is meant as they say.
+        let rules = self.signals.rules;
+        let by_routes = self.source == Source::Classifier && rules.force_chain.is_none();
+        let by_routes = by_routes && rules.cap.is_none() && rules.forbid_chains.is_empty();
+        let pays = step.expected_cost_usd? < step.next.estimated_cost_usd;
+        let skips = by_routes && !pays && self.scope.skips_false_economies();
+        let strong = self.scope.models().get(*id)?;
+        (skips && strong.name != selected.name && demand.difficulty.is_some()).then_some((*id, strong))
+    }
 }
 
-fn middle_of(tier: Tier) -> Probability {
+/// The difficulty to act on where the classifier says none: the middle of the tier's third of the scale.
+pub fn middle_of(tier: Tier) -> Probability {
     Probability::saturating((tier.index() as f64 + 0.5) / Tier::ALL.len() as f64)
 }
 

@@ -4,12 +4,14 @@
 //! the classifier cannot be consulted in time, rules and the policy's safe default answer, and the decision says so.
 
 mod cache;
+mod escalate;
 mod journal;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::{BatchError, BatchOptions, Batcher, Classified};
+use crate::cascade::{Cascades, ContinuationError};
 use crate::classifier::Classifier;
 use crate::decisions::{DecisionLog, Outcome};
 use crate::domain::{
@@ -22,6 +24,8 @@ use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
 use crate::telemetry::{Metrics, Stage};
 use crate::text::{self, Prepared};
 use cache::ClassificationCache;
+use escalate::Beginning;
+pub use escalate::EscalateQuery;
 use journal::Logged;
 
 /// Everything a decision needs. Shared by all requests.
@@ -33,6 +37,7 @@ pub struct Router {
     cache: Option<ClassificationCache>,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
+    cascades: Option<Arc<Cascades>>,
 }
 
 /// Bounds of a router.
@@ -71,6 +76,9 @@ pub enum DecideError {
     /// The policy was not confirmed for too long; the control plane's fault.
     #[error("the policy is too old")]
     Stale(#[from] PolicyStale),
+    /// The caller's fault, or time's: what it hands back of an earlier decision.
+    #[error("the continuation is not accepted")]
+    Continuation(#[from] ContinuationError),
     /// The policy leaves no candidate for what the caller requires.
     #[error("no candidate is left")]
     NoCandidate(#[from] NoCandidate),
@@ -118,13 +126,19 @@ impl Router {
     ) -> std::io::Result<Self> {
         let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
         let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
-        Ok(Self { classifier, batcher, policies, cache, metrics, log: None })
+        Ok(Self { classifier, batcher, policies, cache, metrics, log: None, cascades: None })
     }
 
     /// Keeps decisions in `log` from now on.
     #[must_use]
     pub fn with_log(self, log: Arc<DecisionLog>) -> Self {
         Self { log: Some(log).filter(|log| log.is_on()), ..self }
+    }
+
+    /// Offers continuations from now on.
+    #[must_use]
+    pub fn with_cascades(self, cascades: Arc<Cascades>) -> Self {
+        Self { cascades: Some(cascades), ..self }
     }
 
     /// The decision log, where one is kept.
@@ -204,16 +218,28 @@ impl Router {
                 Logged { query, prepared: &prepared, scope: &scope, assignment: &assignment, matches, shadows };
             (log, request, Outcome::from(&resolved), consulted.classification.clone(), signals.degraded)
         });
-        let decided = resolved.map(|resolution| Decision {
-            experiments: scope.arms().to_vec(),
-            ..self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock)
+        let difficulty = signals.classification.filter(|_| !signals.degraded).map(|found| found.difficulty);
+        let now_ms = assignment.now_ms;
+        let decided = resolved.map(|resolution| {
+            let chain = Arc::clone(&resolution.chain);
+            let mut decision = Decision {
+                experiments: scope.arms().to_vec(),
+                ..self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock)
+            };
+            mark(&mut decision, standing, &active);
+            let (scope, rules) = (&scope, &rules);
+            let beginning = Beginning { query, prepared: &prepared, scope, rules, chain: &chain, difficulty, now_ms };
+            match self.continuation(&decision, &beginning) {
+                Ok(token) => decision.continuation = token,
+                Err(reason) => decision.reasons.push(reason),
+            }
+            decision
         });
         if let Some((log, request, outcome, classification, degraded)) = logged {
             let decision_id = decided.as_ref().map_or(String::new(), |decision| decision.decision_id.clone());
             self.keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
         }
-        let mut decision = decided?;
-        mark(&mut decision, standing, &active);
+        let decision = decided?;
         self.metrics.record_decision(&decision);
         let known = active.policy.spec().tenants.contains_key(&query.tenant);
         self.metrics.record_cost(if known { &query.tenant } else { "" }, decision.selected.estimated_cost_usd);
@@ -360,6 +386,8 @@ impl Router {
             experiments: Vec::new(),
             input,
             timings: clock.stop(),
+            continuation: String::new(),
+            cascade: None,
         }
     }
 }
@@ -376,6 +404,10 @@ impl Clock {
         let result = work();
         *slot(&mut self.timings) = Stage::micros(started.elapsed());
         result
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        Stage::micros(self.started.elapsed())
     }
 
     fn stop(mut self) -> Timings {

@@ -8,12 +8,12 @@ use tonic::Status;
 use super::proto;
 use super::status::invalid_field;
 use crate::domain::{
-    Candidate, Classification, ClassifierRef, Confidence, Content, Decision, Distribution, Escalation, ExperimentArm,
-    Fallback, InputReport, Message, MessageRole, PolicyRef, Priority, Query, Reason, Requirements, Source, Tier,
-    Timings,
+    Candidate, Cascade, CascadeState, Classification, ClassifierRef, Confidence, Content, Decision, Distribution,
+    Escalation, ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, NextStep, Observed, PolicyRef,
+    Priority, Probability, Query, Reason, Requirements, Source, StopReason, Tier, Timings,
 };
 use crate::policy::{Finding, Severity};
-use crate::router::Signalled;
+use crate::router::{EscalateQuery, Signalled};
 use crate::sources::{HistoryEntry, Origin};
 
 /// A request as a query; `request_id` is made when the caller sent none.
@@ -99,6 +99,63 @@ fn unknown_enum(field: &'static str, value: i32) -> Status {
     invalid_field(field, format!("{value} is not a value this server knows"))
 }
 
+/// What asks for the next step of a cascade.
+pub(super) fn escalate_request(request: proto::EscalateRequest) -> Result<EscalateQuery, Box<Status>> {
+    let proto::EscalateRequest { continuation, observed: seen, tenant } = request;
+    if continuation.is_empty() {
+        return Err(Box::new(invalid_field("continuation", "is empty; send that of the decision that was followed")));
+    }
+    Ok(EscalateQuery { continuation, tenant, observed: observed(seen.unwrap_or_default())? })
+}
+
+/// What a caller saw.
+pub(super) fn observed(seen: proto::Observed) -> Result<Observed, Box<Status>> {
+    let failure = match proto::FailureKind::try_from(seen.failure) {
+        Ok(proto::FailureKind::Unspecified) => None,
+        Ok(proto::FailureKind::Timeout) => Some(FailureKind::Timeout),
+        Ok(proto::FailureKind::RateLimited) => Some(FailureKind::RateLimited),
+        Ok(proto::FailureKind::ProviderError) => Some(FailureKind::ProviderError),
+        Ok(proto::FailureKind::Refused) => Some(FailureKind::Refused),
+        Ok(proto::FailureKind::Truncated) => Some(FailureKind::Truncated),
+        Ok(proto::FailureKind::BadFormat) => Some(FailureKind::BadFormat),
+        Err(_) => return Err(Box::new(unknown_enum("observed.failure", seen.failure))),
+    };
+    let score = seen.score.map(Probability::new).transpose();
+    let score = score.map_err(|error| Box::new(invalid_field("observed.score", error.to_string())))?;
+    Ok(Observed {
+        score,
+        scorer: seen.scorer,
+        failure,
+        tokens_used: seen.tokens_used,
+        cost_usd: seen.cost_usd,
+        time_left_ms: (seen.time_left_ms > 0).then_some(seen.time_left_ms),
+    })
+}
+
+/// The next step of a cascade on the wire.
+pub(super) fn next_step(next: NextStep) -> proto::EscalateResponse {
+    let step = match next {
+        NextStep::Decision(next) => proto::escalate_response::Step::Decision(decision(*next)),
+        NextStep::Stop(stop) => proto::escalate_response::Step::Stop(proto::Stop {
+            reason: stop_reason(stop.reason).into(),
+            text: stop.text,
+            reasons: stop.removed.into_iter().map(reason).collect(),
+        }),
+    };
+    proto::EscalateResponse { step: Some(step) }
+}
+
+fn stop_reason(reason: StopReason) -> proto::StopReason {
+    match reason {
+        StopReason::Accepted => proto::StopReason::Accepted,
+        StopReason::MaxHops => proto::StopReason::MaxHops,
+        StopReason::Budget => proto::StopReason::Budget,
+        StopReason::Deadline => proto::StopReason::Deadline,
+        StopReason::NothingStronger => proto::StopReason::NothingStronger,
+        StopReason::NothingLeft => proto::StopReason::NothingLeft,
+    }
+}
+
 /// A decision on the wire.
 pub(super) fn decision(decision: Decision) -> proto::Decision {
     proto::Decision {
@@ -123,7 +180,8 @@ pub(super) fn decision(decision: Decision) -> proto::Decision {
         reasons: decision.reasons.into_iter().map(reason).collect(),
         policy: Some(policy_ref(&decision.policy)),
         classifier: Some(classifier_ref(&decision.classifier)),
-        continuation: String::new(),
+        continuation: decision.continuation,
+        cascade: decision.cascade.map(cascade),
         experiment: decision.experiments.first().cloned().map(experiment),
         experiments: decision.experiments.into_iter().map(experiment).collect(),
         input: Some(input_report(decision.input)),
@@ -231,6 +289,11 @@ fn candidate(candidate: Candidate) -> proto::Candidate {
     }
 }
 
+fn cascade(cascade: Cascade) -> proto::Cascade {
+    let CascadeState { attempts, hops, tokens_used, cost_usd } = cascade.state;
+    proto::Cascade { first_decision_id: cascade.first_decision_id, attempts, hops, tokens_used, cost_usd }
+}
+
 fn fallback(fallback: Fallback) -> proto::Fallback {
     proto::Fallback { candidate: Some(candidate(fallback.candidate)), reason: Some(reason(fallback.reason)) }
 }
@@ -240,6 +303,8 @@ fn escalation(escalation: Escalation) -> proto::Escalation {
         next: Some(candidate(escalation.next)),
         score_threshold: escalation.score_threshold.value(),
         hops_left: escalation.hops_left,
+        probability: escalation.probability.map(|p| p.value()),
+        expected_cost_usd: escalation.expected_cost_usd,
     }
 }
 

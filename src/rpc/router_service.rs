@@ -150,8 +150,22 @@ impl RouterService for RouterApi {
         self.count("Classify", outcome.await)
     }
 
-    async fn escalate(&self, _: Request<proto::EscalateRequest>) -> Result<Response<proto::EscalateResponse>, Status> {
-        self.count("Escalate", Err(status::not_offered("Escalate")))
+    async fn escalate(
+        &self,
+        request: Request<proto::EscalateRequest>,
+    ) -> Result<Response<proto::EscalateResponse>, Status> {
+        let outcome = async {
+            let _admitted = self.backend.admission.admit(self.backend.metrics()).map_err(status::overloaded)?;
+            let router = self.backend.router().map_err(|status| *status)?;
+            let query = convert::escalate_request(request.into_inner()).map_err(|status| *status)?;
+            router.escalate(&query).map(convert::next_step).map_err(|error| {
+                let status = status::from_decide(error);
+                let (code, why) = (status.code(), status.message());
+                tracing::info!(?code, why, "not escalated");
+                status
+            })
+        };
+        self.count("Escalate", outcome.await)
     }
 
     async fn report_outcome(
