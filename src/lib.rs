@@ -5,6 +5,7 @@
 
 pub mod artifact;
 pub mod batch;
+pub mod cascade;
 pub mod classifier;
 pub mod cli;
 pub mod client;

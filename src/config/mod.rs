@@ -64,6 +64,10 @@ pub struct Config {
     pub state_timeout: Duration,
     /// How many servers share it.
     pub state_replicas: u32,
+    /// Keys that continuations are signed with; `None`: a random one.
+    pub continuation_keys_file: Option<PathBuf>,
+    /// How long a cascade can be continued after its last step.
+    pub continuation_ttl: Duration,
     /// How long requests may finish after a stop signal.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -125,6 +129,8 @@ const DEFAULT_LOG_TOTAL_MIB: u64 = 1_024;
 /// A store in the same network answers in a tenth of this.
 const DEFAULT_STATE_TIMEOUT: Duration = Duration::from_millis(5);
 const DEFAULT_STATE_REPLICAS: u32 = 2;
+/// Longer than any answer takes, short enough that a policy or a key is not remembered for long.
+const DEFAULT_CONTINUATION_TTL: Duration = Duration::from_secs(15 * 60);
 /// Kubernetes kills after 30 s by default; leave it some.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -163,6 +169,8 @@ impl Config {
             state: raw.state.map(StateUrl),
             state_timeout: raw.state_timeout.map_or(DEFAULT_STATE_TIMEOUT, |value| value.0),
             state_replicas: raw.state_replicas.unwrap_or(DEFAULT_STATE_REPLICAS),
+            continuation_keys_file: raw.continuation_keys_file,
+            continuation_ttl: raw.continuation_ttl.map_or(DEFAULT_CONTINUATION_TTL, |value| value.0),
             drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),
             log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),

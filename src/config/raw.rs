@@ -118,6 +118,13 @@ pub struct RawConfig {
     /// How many servers share it: the part of each limit that is this server's while it is away [default: 2].
     #[arg(long, env = "POINTSMAN_STATE_REPLICAS", value_name = "N")]
     pub state_replicas: Option<u32>,
+    /// File of the keys that continuations are signed with, `hmac-sha256 ID HEX` a line, the first signing; followed
+    /// through its changes [default: a random key, so that no other replica can continue a cascade].
+    #[arg(long, env = "POINTSMAN_CONTINUATION_KEYS_FILE", value_name = "FILE")]
+    pub continuation_keys_file: Option<PathBuf>,
+    /// How long a cascade can be continued after its last step, with unit [default: 15m].
+    #[arg(long, env = "POINTSMAN_CONTINUATION_TTL", value_name = "DURATION")]
+    pub continuation_ttl: Option<PositiveDuration>,
     /// How long requests may finish after a stop signal, with unit [default: 20s].
     #[arg(long, env = "POINTSMAN_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<PositiveDuration>,
@@ -173,6 +180,8 @@ impl RawConfig {
             state: self.state.or(lower.state),
             state_timeout: self.state_timeout.or(lower.state_timeout),
             state_replicas: self.state_replicas.or(lower.state_replicas),
+            continuation_keys_file: self.continuation_keys_file.or(lower.continuation_keys_file),
+            continuation_ttl: self.continuation_ttl.or(lower.continuation_ttl),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
             log_format: self.log_format.or(lower.log_format),
             log_filter: self.log_filter.or(lower.log_filter),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::line::Line;
-use super::record::{Context, DecisionRecord};
+use super::record::Context;
 
 /// Where a decision log is written, and its bounds.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,6 +27,8 @@ pub struct FileOptions {
 #[derive(Debug)]
 pub(super) struct Files {
     options: FileOptions,
+    /// Names begin with this: `STEM.jsonl` grows, `STEM-TIME-N.jsonl` are put aside.
+    stem: &'static str,
     current: Option<Current>,
     /// The last write failed, so that the file may end in half a line.
     torn: bool,
@@ -46,8 +48,6 @@ struct Current {
     waiting: u64,
 }
 
-const CURRENT: &str = "decisions.jsonl";
-const PREFIX: &str = "decisions-";
 const SUFFIX: &str = ".jsonl";
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -55,32 +55,21 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 impl Files {
     /// Makes the folder and puts what an earlier process left aside.
-    pub(super) fn open(options: FileOptions) -> io::Result<Self> {
+    pub(super) fn open(options: FileOptions, stem: &'static str) -> io::Result<Self> {
         fs::create_dir_all(&options.dir)?;
-        let mut files = Self { options, current: None, torn: false, put_aside: 0 };
+        let mut files = Self { options, stem, current: None, torn: false, put_aside: 0 };
         files.put_aside()?;
         files.reopen()?;
         Ok(files)
     }
 
-    /// Writes one decision into the buffer; a full file is put aside first. Gives how many decisions reached the file.
+    /// Writes one line into the buffer; a full file is put aside first. Gives how many lines reached the file.
     ///
     /// # Errors
-    /// When the file cannot be written; how many decisions were lost with it, this one included, is in [`Self::lose`].
-    pub(super) fn append(&mut self, record: &Arc<DecisionRecord>, context: &Arc<Context>) -> io::Result<u64> {
-        let line = json(&Line::Decision(Arc::clone(record)))?;
-        let mut written = 0;
-        let full = self.current.as_ref().is_some_and(|current| {
-            current.bytes > 0 && current.bytes + line.len() as u64 > self.options.max_file_bytes
-        });
-        if full || self.is_old() {
-            written += self.flush()?;
-            self.current = None;
-            self.put_aside()?;
-        }
-        if self.current.is_none() {
-            self.reopen()?;
-        }
+    /// When the file cannot be written; how many lines were lost with it, this one included, is in [`Self::lose`].
+    pub(super) fn append(&mut self, line: &Line, context: &Arc<Context>) -> io::Result<u64> {
+        let line = json(line)?;
+        let written = self.make_room(line.len())?;
         let Some(current) = &mut self.current else { return Ok(written) };
         if !current.contexts.contains(&context.id) {
             let header = json(&Line::Context(Arc::clone(context)))?;
@@ -92,6 +81,46 @@ impl Files {
         current.bytes += line.len() as u64;
         current.waiting += 1;
         Ok(written)
+    }
+
+    /// Writes one line that needs no context.
+    ///
+    /// # Errors
+    /// As for [`Self::append`].
+    pub(super) fn append_json(&mut self, line: &impl serde::Serialize) -> io::Result<u64> {
+        let line = json(line)?;
+        let written = self.make_room(line.len())?;
+        let Some(current) = &mut self.current else { return Ok(written) };
+        current.writer.write_all(&line)?;
+        current.bytes += line.len() as u64;
+        current.waiting += 1;
+        Ok(written)
+    }
+
+    /// Puts a full or old file aside, and sees that there is one.
+    fn make_room(&mut self, bytes: usize) -> io::Result<u64> {
+        let mut written = 0;
+        let full = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.bytes > 0 && current.bytes + bytes as u64 > self.options.max_file_bytes);
+        if full || self.is_old() {
+            written += self.flush()?;
+            self.current = None;
+            self.put_aside()?;
+        }
+        if self.current.is_none() {
+            self.reopen()?;
+        }
+        Ok(written)
+    }
+
+    fn growing(&self) -> PathBuf {
+        self.options.dir.join(format!("{}{SUFFIX}", self.stem))
+    }
+
+    fn prefix(&self) -> String {
+        format!("{}-", self.stem)
     }
 
     /// Hands the buffer to the system; gives how many decisions that were.
@@ -126,7 +155,7 @@ impl Files {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        let mut file = OpenOptions::new().create(true).append(true).open(self.options.dir.join(CURRENT))?;
+        let mut file = OpenOptions::new().create(true).append(true).open(self.growing())?;
         let mut bytes = file.metadata()?.len();
         if self.torn && bytes > 0 {
             file.write_all(b"\n")?;
@@ -145,13 +174,13 @@ impl Files {
 
     /// Renames the file that grew by the time, and deletes the oldest until all fit.
     fn put_aside(&mut self) -> io::Result<()> {
-        let current = self.options.dir.join(CURRENT);
+        let current = self.growing();
         if fs::metadata(&current).is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0) {
             let stamp = humantime::format_rfc3339_millis(SystemTime::now()).to_string().replace([':', '-'], "");
             loop {
                 // Several files of one millisecond must sort as they were written.
                 self.put_aside += 1;
-                let aside = self.options.dir.join(format!("{PREFIX}{stamp}-{:06}{SUFFIX}", self.put_aside));
+                let aside = self.options.dir.join(format!("{}{stamp}-{:06}{SUFFIX}", self.prefix(), self.put_aside));
                 if !aside.exists() {
                     fs::rename(&current, aside)?;
                     break;
@@ -162,11 +191,11 @@ impl Files {
     }
 
     fn trim(&self) -> io::Result<()> {
-        let mut aside = Vec::new();
+        let (mut aside, prefix) = (Vec::new(), self.prefix());
         for entry in fs::read_dir(&self.options.dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
+            if name.starts_with(&prefix) && name.ends_with(SUFFIX) {
                 aside.push((name, entry.path(), entry.metadata()?.len()));
             }
         }
@@ -185,7 +214,7 @@ impl Files {
     }
 }
 
-fn json(line: &Line) -> io::Result<Vec<u8>> {
+fn json(line: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(line)?;
     bytes.push(b'\n');
     Ok(bytes)

@@ -4,9 +4,11 @@
 //! in memory and writes all of them to files, without ever making a request wait. [`replay`] decides a record again under
 //! another policy, and [`simulate`] tells what that changes over many of them.
 
+mod escalation;
 mod files;
 mod line;
 mod log;
+mod outcomes;
 mod record;
 mod replay;
 mod simulate;
@@ -14,9 +16,11 @@ mod simulate;
 #[cfg(test)]
 mod tests;
 
+pub use escalation::{EscalationRecord, ObservedRecord, StepRecord};
 pub use files::FileOptions;
 pub use line::{Line, Lines, read_lines};
 pub use log::{DecisionLog, LogError, LogOptions};
+pub use outcomes::{OutcomeLines, OutcomeLog, read_outcomes};
 pub use record::{Context, DecisionRecord, InputRecord, Outcome, ShadowRecord, SignalsRecord};
 pub use replay::{Baseline, NotReplayable, replay};
 pub use simulate::{

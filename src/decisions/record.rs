@@ -9,7 +9,7 @@ use crate::domain::{
     Classification, ClassifierRef, ExperimentArm, Probability, Requirements, Source, Structure, TextSignals, Tier,
     TierControl,
 };
-use crate::policy::{NoCandidate, Policy, Resolution};
+use crate::policy::{Circumstances, NoCandidate, Policy, Resolution};
 use crate::rules::Atom;
 
 /// One decision with every signal it rests on; no text unless that was asked for.
@@ -66,6 +66,9 @@ pub struct DecisionRecord {
     /// Arms of the experiments that served it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experiments: Vec<ExperimentArm>,
+    /// What was true at the moment and is no part of the policy; absent: nothing out of the ordinary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circumstances: Option<Circumstances>,
     /// What was decided.
     pub outcome: Outcome,
     /// What shadows would have decided.

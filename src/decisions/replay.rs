@@ -68,7 +68,7 @@ pub fn replay(record: &DecisionRecord, context: &Context, policy: &Arc<Policy>) 
         None if needed && !record.degraded => return Err(NotReplayable::NotClassified),
         _ => None,
     };
-    let resolved = scope.resolve(&Signals {
+    let signals = Signals {
         classification: classification.as_ref(),
         rules: &rules,
         language: text_signals.language,
@@ -78,7 +78,11 @@ pub fn replay(record: &DecisionRecord, context: &Context, policy: &Arc<Policy>) 
         output_tokens: record.output_tokens,
         // Which endpoint is called is no part of an outcome.
         sticky_key: "",
-    });
+    };
+    let resolved = match &record.circumstances {
+        Some(circumstances) => scope.resolve_guarded(&signals, circumstances),
+        None => scope.resolve(&signals),
+    };
     Ok(Outcome::from(&resolved))
 }
 

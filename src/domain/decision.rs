@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Distribution, Probability, Reason, Tier};
+use super::{CascadeState, Distribution, Probability, Reason, Tier};
 
 /// Where a query should go, why, and what to do next.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -40,8 +40,26 @@ pub struct Decision {
     pub experiments: Vec<ExperimentArm>,
     /// What was read and what was cut.
     pub input: InputReport,
+    /// How long the caller should wait before it tries again what fails now, a random time; 0: no need to.
+    pub retry_after_ms: u32,
     /// Where the time went.
     pub timings: Timings,
+    /// What continues from here: opaque and signed; empty: nothing can.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub continuation: String,
+    /// The cascade it is a step of; `None`: it is a first decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<Cascade>,
+}
+
+/// What a cascade has come to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cascade {
+    /// The decision it began with.
+    pub first_decision_id: String,
+    /// How far it has come.
+    #[serde(flatten)]
+    pub state: CascadeState,
 }
 
 /// One option to answer with.
@@ -83,6 +101,10 @@ pub struct Escalation {
     pub score_threshold: Probability,
     /// Escalations the policy still allows, this one included.
     pub hops_left: u32,
+    /// P(the answer will have to be escalated), where it can be told beforehand.
+    pub probability: Option<Probability>,
+    /// What answering is expected to cost with that, the scorer included.
+    pub expected_cost_usd: Option<f64>,
 }
 
 /// The intent acted on and the evidence for it.

@@ -2,6 +2,7 @@
 //!
 //! Plain types with their invariants and no I/O. Everything else uses these words; nothing here uses anything else.
 
+pub mod cascade;
 pub mod control;
 pub mod decision;
 pub mod outcome;
@@ -11,10 +12,11 @@ pub mod reason;
 pub mod signal;
 pub mod tier;
 
+pub use cascade::{CascadeState, NextStep, Observed, Stop, StopReason};
 pub use control::TierControl;
 pub use decision::{
-    Candidate, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm, Fallback,
-    InputReport, IntentCall, PolicyRef, Source, Timings,
+    Candidate, Cascade, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm,
+    Fallback, InputReport, IntentCall, PolicyRef, Source, Timings,
 };
 pub use outcome::{Attempt, FailureKind, OutcomeReport};
 pub use probability::{Distribution, Probability};

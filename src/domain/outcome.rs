@@ -76,14 +76,8 @@ const MAX_COST_USD: f64 = 1e6;
 
 impl FailureKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
-        Self::Timeout,
-        Self::RateLimited,
-        Self::ProviderError,
-        Self::Refused,
-        Self::Truncated,
-        Self::BadFormat,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Timeout, Self::RateLimited, Self::ProviderError, Self::Refused, Self::Truncated, Self::BadFormat];
 
     /// Whether another model of the same strength may do: the model could not be reached, rather than answered badly.
     pub fn is_unavailability(self) -> bool {
@@ -129,7 +123,10 @@ impl OutcomeReport {
             return refuse("decision_id", format!("must be 1 to {MAX_DECISION_ID_BYTES} bytes of visible ASCII"));
         }
         if self.model.is_empty() || self.model.len() > MAX_NAME_BYTES {
-            return refuse("model", format!("must be 1 to {MAX_NAME_BYTES} bytes; send the policy's name of the model"));
+            return refuse(
+                "model",
+                format!("must be 1 to {MAX_NAME_BYTES} bytes; send the policy's name of the model"),
+            );
         }
         if self.latency_ms > MAX_LATENCY_MS {
             return refuse("latency_ms", format!("{} ms is more than a day", self.latency_ms));

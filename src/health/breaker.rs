@@ -159,7 +159,8 @@ impl Breaker {
         if counts.outcomes < spec.min_outcomes {
             return None;
         }
-        let (failed, late) = (share(counts.failed, counts.outcomes), share(counts.failed + counts.slow, counts.outcomes));
+        let (failed, late) =
+            (share(counts.failed, counts.outcomes), share(counts.failed + counts.slow, counts.outcomes));
         let of = format!("of {} answers in {} s", counts.outcomes, self.window.length().as_secs_f64());
         if failed >= spec.failure_ratio {
             return Some(format!("{:.0} % {of} failed", failed * 100.0));

@@ -184,7 +184,8 @@ impl Health {
 
         let target = inner.models.get(&report.model, now);
         target.stats.record(report, behind.attempt, now);
-        let change = target.breaker(&health.model, now).record(&health.model, sign(health.model.slow_factor), evidence, now);
+        let change =
+            target.breaker(&health.model, now).record(&health.model, sign(health.model.slow_factor), evidence, now);
         self.tell("model", &report.model, change);
         let target = inner.providers.get(&model.provider, now);
         target.stats.record(report, behind.attempt, now);
@@ -281,7 +282,8 @@ impl Inner {
         }
         for (name, model) in &spec.models {
             let own = (self.models.get(name, now), spec.health.models.get(name), "");
-            let theirs = (self.providers.get(&model.provider, now), spec.health.providers.get(&model.provider), "its provider ");
+            let theirs =
+                (self.providers.get(&model.provider, now), spec.health.providers.get(&model.provider), "its provider ");
             let mut worst = (Position::Closed, String::new(), 0.0_f64);
             for (target, forced, whose) in [own, theirs] {
                 let (position, text) = target.verdict(forced.copied(), now);

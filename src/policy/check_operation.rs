@@ -43,7 +43,8 @@ pub(super) fn check_traffic(traffic: &TrafficSpec, document: &Document, report: 
     for (model, share) in &traffic.caps {
         let at = at.then("caps").then(model.as_str());
         if !(*share > 0.0 && *share <= 1.0) {
-            let message = format!("{share} is no share above 0 and at most 1; to take a model out, use `health.models`");
+            let message =
+                format!("{share} is no share above 0 and at most 1; to take a model out, use `health.models`");
             report.add(FindingCode::OutOfRange, &at, message);
         }
         if !document.models.contains_key(model) && !report.lacks("models") {
@@ -126,4 +127,3 @@ fn within(value: f64, least: f64, most: f64, at: &Path, report: &mut Reporter<'_
         report.add(FindingCode::OutOfRange, at, format!("{value} is not within {least} and {most}"));
     }
 }
-

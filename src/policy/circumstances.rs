@@ -129,7 +129,8 @@ impl Guard for Circumstances {
     fn arrange(&self, offers: &[Offer<'_>]) -> Arrangement {
         let mut order: Vec<usize> = (0..offers.len()).collect();
         let offer = |position: &usize| offers.get(*position);
-        let state = |position: &usize| offer(position).and_then(|offer| self.state(offer)).map(|standing| standing.state);
+        let state =
+            |position: &usize| offer(position).and_then(|offer| self.state(offer)).map(|standing| standing.state);
         if self.cheapest_first {
             let cost = |position: &usize| offer(position).map_or(f64::INFINITY, |offer| offer.estimated_cost_usd);
             order.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
@@ -203,8 +204,12 @@ mod tests {
     fn tried(circumstances: &Circumstances, all: &[Arc<str>]) -> Vec<String> {
         let verdicts = circumstances.review(Purpose::Route, &offers(all));
         let verdict = |position: usize| verdicts.get(position).and_then(Option::as_ref);
-        let left: Vec<Arc<str>> =
-            all.iter().enumerate().filter(|(position, _)| verdict(*position).is_none()).map(|(_, name)| name.clone()).collect();
+        let left: Vec<Arc<str>> = all
+            .iter()
+            .enumerate()
+            .filter(|(position, _)| verdict(*position).is_none())
+            .map(|(_, name)| name.clone())
+            .collect();
         circumstances.arrange(&offers(&left)).order.iter().map(|position| left[*position].to_string()).collect()
     }
 
@@ -246,12 +251,7 @@ mod tests {
     }
 
     fn circumstances() -> impl Strategy<Value = Circumstances> {
-        let state = prop_oneof![
-            Just(State::FirstOnly),
-            Just(State::Probation),
-            Just(State::Capped),
-            Just(State::Open)
-        ];
+        let state = prop_oneof![Just(State::FirstOnly), Just(State::Probation), Just(State::Capped), Just(State::Open)];
         let model = (prop::sample::select(vec!["a", "b", "c", "d"]), state, 0.0..=1.0);
         (prop::collection::vec(model, 0..5), any::<bool>(), any::<bool>()).prop_map(|(models, retries, cheapest)| {
             Circumstances { retries_spent: retries, cheapest_first: cheapest, ..with(&models) }

@@ -59,6 +59,11 @@ fn merge(base: &mut LayerSpec, over: &LayerSpec) {
     general.score_threshold = own.score_threshold.or(general.score_threshold);
     base.limits = over.limits.over(&base.limits);
     base.sessions = over.sessions.over(&base.sessions);
+    general.scorer = own.scorer.or(general.scorer);
+    general.cheap_first = own.cheap_first.or(general.cheap_first);
+    general.max_cost_usd = own.max_cost_usd.or(general.max_cost_usd);
+    general.budget_share = own.budget_share.or(general.budget_share);
+    general.max_duration_ms = own.max_duration_ms.or(general.max_duration_ms);
     base.chain = over.chain.clone().or(base.chain.take());
 }
 

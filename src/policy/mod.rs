@@ -11,6 +11,7 @@ mod circumstances;
 mod decode;
 mod diff;
 mod document;
+mod economy;
 mod edit;
 mod effective;
 mod experiment;
@@ -19,6 +20,7 @@ mod explain;
 mod finding;
 mod guard;
 mod isolate;
+mod ladder;
 mod lint;
 mod operation;
 mod parse;
@@ -38,21 +40,22 @@ pub use assign::{Assignment, KeyDigest};
 pub use circumstances::{Circumstances, Standing, State};
 pub use diff::{Answer, Change, Effect, PolicyDiff, certain, changes, diff, effects, named_intents};
 pub use document::{
-    AccessPath, AnswerLengthSpec, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec,
-    ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, TenantSpec, ThresholdsSpec, TierPattern,
-    UnknownTenant,
+    AccessPath, AnswerLengthSpec, Capability, CheapFirst, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec,
+    PriceSpec, ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, ScorerSpec, TenantSpec, ThresholdsSpec,
+    TierPattern, UnknownTenant,
 };
+pub use economy::{CascadeEstimate, Prospect, Scorer};
 pub use edit::{EditError, set_provider_enabled};
 pub use experiment::{ArmSpec, CONTROL, ExperimentKind, ExperimentSpec, RampSpec, StickyBy, Timestamp};
 pub use explain::{CandidateOutcome, CandidateVerdict, Explanation, FilterVerdict};
 pub use finding::{Finding, FindingCode, Severity, render_findings};
 pub use guard::{Arrangement, Guard, Offer, Purpose, Unguarded};
-pub use operation::{
-    BreakerSpec, ForcedState, HealthSpec, LimitsSpec, SessionsSpec, TrafficSpec, Unreported,
-};
-pub use resolve::{NoCandidate, Resolution, Signals};
+pub use ladder::{Advance, Halt, Progress, Tried};
+pub use operation::{BreakerSpec, ForcedState, HealthSpec, LimitsSpec, SessionsSpec, TrafficSpec, Unreported};
+pub use resolve::{NoCandidate, Resolution, Signals, middle_of};
 pub use schema::json_schema;
 pub use scope::{Scope, ScopeError};
+pub use select::sticky_hash;
 pub(crate) use snapshot::sha256_hex;
 pub use snapshot::{InvalidPolicy, Policy, PolicyOptions};
 pub use yaml::to_yaml;

@@ -45,11 +45,32 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Vec<Finding>> {
 }
 
 /// Fields of the top level that are not part of [`LayerSpec`].
-const DOCUMENT_FIELDS: &[&str] =
-    &["schema", "id", "version", "models", "defaults", "health", "traffic", "environments", "roles", "tenants", "experiments"];
+const DOCUMENT_FIELDS: &[&str] = &[
+    "schema",
+    "id",
+    "version",
+    "models",
+    "defaults",
+    "health",
+    "traffic",
+    "environments",
+    "roles",
+    "tenants",
+    "experiments",
+];
 /// Fields of the top level and of every override.
-const LAYER_FIELDS: &[&str] =
-    &["providers", "allowed_providers", "chains", "routes", "rules", "thresholds", "escalation", "limits", "sessions", "chain"];
+const LAYER_FIELDS: &[&str] = &[
+    "providers",
+    "allowed_providers",
+    "chains",
+    "routes",
+    "rules",
+    "thresholds",
+    "escalation",
+    "limits",
+    "sessions",
+    "chain",
+];
 /// Fields of tenants only.
 const TENANT_FIELDS: &[&str] = &["roles"];
 /// Fields of experiments.

@@ -12,8 +12,9 @@ use crate::rules::RuleOutcome;
 
 use super::document::SafeAnswerSpec;
 use super::guard::{Guard, Purpose, Unguarded};
+use super::ladder::Standing;
 use super::scope::Scope;
-use super::select::Demand;
+use super::select::{Demand, sticky_hash};
 use super::snapshot::{Chain, Model};
 
 /// The evidence about one query and what its caller asks for.
@@ -148,7 +149,7 @@ impl Scope {
             input_tokens: signals.input_tokens,
             output_tokens: signals.output_tokens.unwrap_or_else(|| self.defaults().spec.answer_tokens(intent, tier)),
             difficulty: classification.map(|classification| classification.difficulty),
-            sticky_key: signals.sticky_key,
+            sticky: sticky_hash(signals.sticky_key),
         }
     }
 }
@@ -379,13 +380,32 @@ impl<'a> Course<'a> {
         };
         self.reasons.append(&mut removed);
         self.reasons.extend(arrangement.reasons);
+        let next = |id, model| {
+            let standing = Standing { tried: &[], hops: 0, spent_usd: demand.cost_usd(model) };
+            demand.escalation(id, self.scope, &standing, guard)
+        };
+        let mut escalation = next(selected_id, selected);
+        let mut called = selected;
         let stays = stays.filter(|reason| reason.subject == *selected.name);
-        let because = stays.or(arrangement.selected_because).unwrap_or_else(|| {
+        if let Some(because) = stays.or(arrangement.selected_because) {
+            // What the moment asks for is meant as it says.
+            self.reasons.push(because);
+        } else if let Some((strong_id, strong)) = self.false_economy(demand, selected, escalation.as_ref()) {
+            let text = format!(
+                "{} would be asked first for ${:.6} and {} after it with probability {:.2}: dearer than {} at once",
+                selected.name,
+                demand.cost_usd(selected),
+                strong.name,
+                escalation.and_then(|(_, step)| step.probability).unwrap_or_default().value(),
+                strong.name,
+            );
+            self.reason(ReasonCode::FalseEconomy, &selected.name, text);
+            (called, escalation) = (strong, next(strong_id, strong));
+        } else {
             let text = format!("{} is the first usable candidate of chain {}", selected.name, chain.name);
-            Reason::about(ReasonCode::FirstUsable, &*selected.name, text)
-        });
-        self.reasons.push(because);
-        let fallbacks = ordered.iter().skip(1).map(|(_, model)| Fallback {
+            self.reason(ReasonCode::FirstUsable, &selected.name, text);
+        }
+        let fallbacks = ordered.iter().filter(|(_, model)| model.name != called.name).map(|(_, model)| Fallback {
             candidate: demand.candidate(model),
             reason: Reason::about(ReasonCode::NextInChain, &*model.name, format!("next in chain {}", chain.name)),
         });
@@ -398,11 +418,30 @@ impl<'a> Course<'a> {
             confidence_of: tier.of,
             source: self.source,
             chain: Arc::clone(&chain.name),
-            selected: demand.candidate(selected),
+            selected: demand.candidate(called),
             fallbacks: fallbacks.collect(),
-            escalation: demand.escalation(selected_id, self.scope, guard),
+            escalation: escalation.map(|(_, escalation)| escalation),
             reasons: self.reasons,
         })
+    }
+
+    /// The stronger step to call at once, where asking the selected model first would save nothing. What a rule or a
+    /// layer forces is called as it says.
+    fn false_economy(
+        &self,
+        demand: &Demand<'_>,
+        selected: &Model,
+        escalation: Option<&(usize, Escalation)>,
+    ) -> Option<(usize, &'a Model)> {
+        let (id, step) = escalation?;
+        // What rules force, cap or forbid is meant as they say.
+        let rules = self.signals.rules;
+        let by_routes = self.source == Source::Classifier && rules.force_chain.is_none();
+        let by_routes = by_routes && rules.cap.is_none() && rules.forbid_chains.is_empty();
+        let pays = step.expected_cost_usd? < step.next.estimated_cost_usd;
+        let skips = by_routes && !pays && self.scope.skips_false_economies();
+        let strong = self.scope.models().get(*id)?;
+        (skips && strong.name != selected.name && demand.difficulty.is_some()).then_some((*id, strong))
     }
 }
 
@@ -431,7 +470,8 @@ impl<'a> Course<'a> {
     }
 }
 
-fn middle_of(tier: Tier) -> Probability {
+/// The difficulty to act on where the classifier says none: the middle of the tier's third of the scale.
+pub fn middle_of(tier: Tier) -> Probability {
     Probability::saturating((tier.index() as f64 + 0.5) / Tier::ALL.len() as f64)
 }
 

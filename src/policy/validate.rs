@@ -272,6 +272,30 @@ impl Checker<'_> {
     }
 
     fn escalation(&mut self, escalation: &EscalationSpec, at: &Path) {
+        let amounts = [
+            ("max_cost_usd", escalation.max_cost_usd, "a finite amount of at least 0"),
+            ("budget_share", escalation.budget_share, "a finite multiple of at least 0"),
+        ];
+        for (field, value, wanted) in amounts {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+                self.report.add(FindingCode::OutOfRange, &at.then(field), format!("{value} is not {wanted}"));
+            }
+        }
+        if escalation.max_duration_ms == Some(0) {
+            let message = "a cascade of 0 ms has no second step; write `max_hops: 0` for none";
+            self.report.add(FindingCode::OutOfRange, &at.then("max_duration_ms"), message);
+        }
+        if let Some(scorer) = &escalation.scorer {
+            let at = at.then("scorer");
+            if let Some(auc) = scorer.auc.filter(|auc| !(*auc > 0.5 && *auc <= 1.0)) {
+                let message = format!("{auc} is not above 0.5 and at most 1; at 0.5 a scorer knows nothing");
+                self.report.add(FindingCode::OutOfRange, &at.then("auc"), message);
+            }
+            if !(scorer.cost_usd.is_finite() && scorer.cost_usd >= 0.0) {
+                let message = format!("{} is not a finite amount of at least 0", scorer.cost_usd);
+                self.report.add(FindingCode::OutOfRange, &at.then("cost_usd"), message);
+            }
+        }
         let Some(ladder) = &escalation.ladder else { return };
         let at = at.then("ladder");
         let again = "the ladder has this model before; escalation would go in circles";

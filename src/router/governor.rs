@@ -4,9 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::decisions::OutcomeLog;
-use crate::domain::{Attempt, Decision, OutcomeReport, Priority, ReasonCode, Tier};
+use crate::domain::{
+    Attempt, Candidate, Decision, Escalation, Fallback, OutcomeReport, Priority, Reason, ReasonCode, Stop, StopReason,
+    Tier,
+};
 use crate::health::{Behind, Chosen, Health};
-use crate::policy::{Circumstances, KeyDigest, Policy, Scope, SessionsSpec, Standing, State as ModelState};
+use crate::policy::{
+    Circumstances, KeyDigest, NoCandidate, Policy, Resolution, Scope, SessionsSpec, Signals, Standing,
+    State as ModelState,
+};
 use crate::state::{Asked, Booking, Budget, Pending, Rate, Session, State, nanos, usd};
 use crate::telemetry::{OutcomeMetrics, SessionEffect};
 
@@ -53,6 +59,15 @@ pub(super) struct Begun {
     pub(super) circumstances: Circumstances,
     now_ms: u64,
     away: bool,
+}
+
+/// What a decision tells its caller to call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan<'a> {
+    pub(super) selected: &'a Candidate,
+    pub(super) fallbacks: &'a [Fallback],
+    pub(super) escalation: Option<&'a Escalation>,
+    pub(super) tier: Tier,
 }
 
 /// Hints to wait are random within this, and longer where a limit says so.
@@ -119,7 +134,8 @@ impl Governor {
             };
             let again = told.session.as_ref().filter(|kept| kept.text == *text && within(kept.at_ms, sessions.retry_s));
             let bad = told.bad.filter(|bad| within(bad.at_ms, sessions.raise_s));
-            let asked_again = again.map(|kept| (above(kept.tier), "the same text came again, so its answer did not do"));
+            let asked_again =
+                again.map(|kept| (above(kept.tier), "the same text came again, so its answer did not do"));
             let was_bad = bad.map(|bad| (above(bad.tier), "an earlier answer of the session was not good enough"));
             let floor = asked_again.into_iter().chain(was_bad).max_by_key(|(tier, _)| *tier);
             circumstances.floor = floor.map(|(tier, why)| (tier, why.to_owned()));
@@ -130,8 +146,61 @@ impl Governor {
         Ok(Begun { account, budget, sessions, session, circumstances, now_ms: caller.now_ms, away: told.away })
     }
 
+    /// What is true at the moment of a step of a cascade. Limits on requests are for first ones; a step pays for itself
+    /// when it is booked. A step tries nothing that is out of service.
+    pub(super) fn begin_step(&self, scope: &Scope, now_ms: u64) -> Begun {
+        let account = scope.account().to_owned();
+        let mut circumstances = self.health.circumstances(scope.policy(), &account, Instant::now());
+        for model in std::mem::take(&mut circumstances.probes) {
+            circumstances.models.insert(model, probation());
+        }
+        let budget = Budget::of(&scope.limits());
+        Begun { account, budget, sessions: SessionsSpec::default(), session: None, circumstances, now_ms, away: false }
+    }
+
+    /// Decides, lets the decision try what it may, and reserves its cost.
+    ///
+    /// # Errors
+    /// When the budget has no room for any candidate.
+    pub(super) async fn decide(
+        &self,
+        scope: &Scope,
+        signals: &Signals<'_>,
+        begun: &mut Begun,
+        (decision_id, caller): (&str, Caller<'_>),
+    ) -> Result<Result<Resolution, NoCandidate>, Limited> {
+        loop {
+            let resolved = self.resolve(scope, signals, begun, decision_id);
+            let Ok(resolution) = &resolved else { return Ok(resolved) };
+            if self.book(begun, decision_id, &Plan::from(resolution), Attempt::First).await {
+                return Ok(resolved);
+            }
+            // What does not fit may fit when it is cheaper.
+            let was_cheapest = std::mem::replace(&mut begun.circumstances.cheapest_first, true);
+            if let Some(budget) = begun.budget.filter(|_| was_cheapest) {
+                return Err(self.spent(&begun.account, caller, &budget));
+            }
+        }
+    }
+
+    fn resolve(
+        &self,
+        scope: &Scope,
+        signals: &Signals<'_>,
+        begun: &mut Begun,
+        decision_id: &str,
+    ) -> Result<Resolution, NoCandidate> {
+        // Each round takes a probe away, so there are no more rounds than probes and one.
+        loop {
+            let resolution = scope.resolve_guarded(signals, &begun.circumstances)?;
+            if self.claim(scope.policy(), begun, decision_id, &resolution.selected.model) {
+                return Ok(resolution);
+            }
+        }
+    }
+
     /// Whether the decision may have `model`; if not, the circumstances say so now: decide again.
-    pub(super) fn claim(&self, policy: &Policy, begun: &mut Begun, decision_id: &str, model: &str) -> bool {
+    fn claim(&self, policy: &Policy, begun: &mut Begun, decision_id: &str, model: &str) -> bool {
         let circumstances = &mut begun.circumstances;
         if !circumstances.probes.contains(model) {
             return true;
@@ -141,39 +210,35 @@ impl Governor {
             return true;
         }
         circumstances.probes.remove(model);
-        let why = "failed lately and is being tried by another request".to_owned();
-        let standing = Standing { state: ModelState::Probation, why, failing: 1.0 };
-        circumstances.models.insert(model.to_owned(), standing);
+        circumstances.models.insert(model.to_owned(), probation());
         false
     }
 
     /// Reserves what a decision is expected to cost; false: the budget has no room for it.
-    pub(super) async fn book(&self, begun: &mut Begun, decision: &Decision, attempt: Attempt) -> bool {
-        let threshold = decision.escalation.as_ref().map(|escalation| escalation.score_threshold.value());
+    pub(super) async fn book(&self, begun: &mut Begun, decision_id: &str, plan: &Plan<'_>, attempt: Attempt) -> bool {
+        let Plan { selected, fallbacks, escalation, tier } = *plan;
         let SessionsSpec { stick_s, retry_s, raise_s } = begun.sessions;
-        let tier = decision.complexity.tier;
         let pending = Pending {
             account: begun.account.as_str().into(),
-            selected: Arc::clone(&decision.selected.model),
-            fallbacks: decision.fallbacks.iter().map(|fallback| Arc::clone(&fallback.candidate.model)).collect(),
-            escalation: decision.escalation.as_ref().map(|escalation| Arc::clone(&escalation.next.model)),
-            threshold,
+            selected: Arc::clone(&selected.model),
+            fallbacks: fallbacks.iter().map(|fallback| Arc::clone(&fallback.candidate.model)).collect(),
+            escalation: escalation.map(|escalation| Arc::clone(&escalation.next.model)),
+            threshold: escalation.map(|escalation| escalation.score_threshold.value()),
             attempt,
             at_ms: begun.now_ms,
             tier,
             session: begun.session.as_ref().map(|(key, _)| (key.clone(), raise_s.unwrap_or_default())),
             budget: begun.budget.map(|budget| (budget.window_ms(), budget.unreported)),
-            reserved: nanos(decision.selected.estimated_cost_usd),
+            reserved: nanos(selected.estimated_cost_usd),
             window: 0,
         };
         let session = begun.session.as_ref().map(|(_, text)| {
-            let session =
-                Session { model: decision.selected.model.to_string(), tier, at_ms: begun.now_ms, text: *text };
+            let session = Session { model: selected.model.to_string(), tier, at_ms: begun.now_ms, text: *text };
             (session, stick_s.max(retry_s).unwrap_or_default())
         });
         let session = session.filter(|(_, seconds)| *seconds > 0);
-        let decision_id = decision.decision_id.as_str();
-        let booked = self.state.book(Booking { decision_id, pending, budget: begun.budget, session }, begun.now_ms).await;
+        let booked =
+            self.state.book(Booking { decision_id, pending, budget: begun.budget, session }, begun.now_ms).await;
         begun.away |= booked.away;
         booked.fits
     }
@@ -194,18 +259,11 @@ impl Governor {
                 self.metrics.record_session(effect);
             }
         }
-        if says(ReasonCode::LastResort) || says(ReasonCode::RetryBudgetSpent) {
-            decision.retry_after_ms = u32::try_from(jitter(Duration::ZERO).as_millis()).unwrap_or(u32::MAX);
-        }
+        decision.retry_after_ms = retry_after_ms(&decision.reasons);
         if begun.away {
             let text = "the shared state is away; limits are kept by this server alone, as its share";
-            decision.reasons.push(crate::domain::Reason::new(ReasonCode::StateAway, text));
+            decision.reasons.push(Reason::new(ReasonCode::StateAway, text));
         }
-    }
-
-    /// What is said to a tenant that has spent its budget.
-    pub(super) fn refuse(&self, begun: &Begun, caller: Caller<'_>) -> Option<Limited> {
-        begun.budget.as_ref().map(|budget| self.spent(&begun.account, caller, budget))
     }
 
     fn spent(&self, account: &str, caller: Caller<'_>, budget: &Budget) -> Limited {
@@ -223,12 +281,8 @@ impl Governor {
         let attempt = report.attempt.or_else(|| known.and_then(|known| known.attempt_of(&report.model)));
         report.attempt = attempt;
         let counted = known.is_some_and(|known| known.attempt != Attempt::First && *known.selected == *report.model);
-        let behind = Behind {
-            account: known.map_or("", |known| &known.account),
-            attempt,
-            counted,
-            age: age(&report, known),
-        };
+        let behind =
+            Behind { account: known.map_or("", |known| &known.account), attempt, counted, age: age(&report, known) };
         let in_policy = self.health.observe(policy, &report, behind, Instant::now());
         if in_policy {
             self.metrics.record_outcome(&report, attempt, known.and_then(|known| known.threshold));
@@ -238,6 +292,25 @@ impl Governor {
         }
         in_policy
     }
+}
+
+/// How long to wait where these reasons say that trying again at once would do harm; 0: they do not.
+fn retry_after_ms(reasons: &[Reason]) -> u32 {
+    let storms = [ReasonCode::LastResort, ReasonCode::RetryBudgetSpent];
+    let harmful = reasons.iter().any(|reason| storms.contains(&reason.code));
+    if harmful { u32::try_from(jitter(Duration::ZERO).as_millis()).unwrap_or(u32::MAX) } else { 0 }
+}
+
+/// The same for a cascade that ends: with nothing left now, something may be left later.
+pub fn stop_retry_after_ms(stop: &Stop) -> u32 {
+    let wait = retry_after_ms(&stop.removed);
+    let later = stop.reason == StopReason::NothingLeft && wait == 0;
+    if later { u32::try_from(jitter(Duration::ZERO).as_millis()).unwrap_or(u32::MAX) } else { wait }
+}
+
+fn probation() -> Standing {
+    let why = "failed lately and is being tried by another request".to_owned();
+    Standing { state: ModelState::Probation, why, failing: 1.0 }
 }
 
 /// How long ago the decision behind a report was made: from its record, else its id, else the time its answer took.
@@ -250,6 +323,17 @@ fn age(report: &OutcomeReport, known: Option<&Pending>) -> Duration {
     match known.map(|known| known.at_ms).or_else(by_id) {
         Some(at_ms) => Duration::from_millis(report.time_unix_ms.saturating_sub(at_ms)),
         None => Duration::from_millis(report.latency_ms),
+    }
+}
+
+impl<'a> From<&'a Resolution> for Plan<'a> {
+    fn from(resolution: &'a Resolution) -> Self {
+        Self {
+            selected: &resolution.selected,
+            fallbacks: &resolution.fallbacks,
+            escalation: resolution.escalation.as_ref(),
+            tier: resolution.tier,
+        }
     }
 }
 

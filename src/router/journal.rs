@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Router, estimate_tokens};
 use crate::decisions::{DecisionLog, DecisionRecord, InputRecord, Outcome, ShadowRecord};
 use crate::domain::{Classification, Query};
-use crate::policy::{Assignment, NoCandidate, Resolution, Scope, Signals};
+use crate::policy::{Assignment, Circumstances, NoCandidate, Resolution, Scope, Signals};
 use crate::rules::{Atom, RuleInput};
 use crate::text::Prepared;
 
@@ -17,6 +17,7 @@ pub(super) struct Logged<'a> {
     pub(super) assignment: &'a Assignment<'a>,
     pub(super) matches: Vec<Atom>,
     pub(super) shadows: Vec<ShadowRecord>,
+    pub(super) circumstances: &'a Circumstances,
 }
 
 // === impl Router ===
@@ -28,7 +29,7 @@ impl Router {
         scope: &Scope,
         assignment: &Assignment<'_>,
         input: &RuleInput<'_>,
-        signals: &Signals<'_>,
+        (signals, circumstances): (&Signals<'_>, &Circumstances),
         served: &Result<Resolution, NoCandidate>,
     ) -> Vec<ShadowRecord> {
         let decide = |shadow: &Scope| {
@@ -39,7 +40,8 @@ impl Router {
             }
             let classification = signals.classification.filter(|_| needed);
             let degraded = needed && classification.is_none();
-            Some(Outcome::from(&shadow.resolve(&Signals { classification, rules: &rules, degraded, ..*signals })))
+            let signals = Signals { classification, rules: &rules, degraded, ..*signals };
+            Some(Outcome::from(&shadow.resolve_guarded(&signals, circumstances)))
         };
         let shadows = scope.shadows(assignment).into_iter().map(|(arm, shadow)| {
             let outcome = decide(&shadow);
@@ -60,7 +62,7 @@ impl Router {
         degraded: bool,
         decision_id: String,
     ) {
-        let Logged { query, prepared, scope, assignment, matches, shadows } = request;
+        let Logged { query, prepared, scope, assignment, matches, shadows, circumstances } = request;
         let classifier = &self.classifier;
         let context =
             log.context(scope.policy(), classifier.reference(), classifier.intent_labels(), classifier.tier_control());
@@ -88,6 +90,7 @@ impl Router {
             signals: classification.map(Into::into),
             degraded,
             experiments: scope.arms().to_vec(),
+            circumstances: (!circumstances.is_ordinary()).then(|| circumstances.clone()),
             outcome,
             shadows,
         };

@@ -4,17 +4,20 @@
 //! the classifier cannot be consulted in time, rules and the policy's safe default answer, and the decision says so.
 
 mod cache;
+mod escalate;
+mod governor;
 mod journal;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::batch::{BatchError, BatchOptions, Batcher, Classified};
+use crate::cascade::{Cascades, ContinuationError};
 use crate::classifier::Classifier;
 use crate::decisions::{DecisionLog, Outcome};
 use crate::domain::{
-    Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery, Language,
-    PolicyRef, Query, Reason, ReasonCode, Source, TierChoice, Timings,
+    Attempt, Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery,
+    Language, OutcomeReport, PolicyRef, Query, Reason, ReasonCode, Source, TierChoice, Timings,
 };
 use crate::policy::{Assignment, KeyDigest, NoCandidate, Resolution, ScopeError, Signals};
 use crate::rules::RuleInput;
@@ -22,6 +25,10 @@ use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
 use crate::telemetry::{Metrics, Stage};
 use crate::text::{self, Prepared};
 use cache::ClassificationCache;
+use escalate::Beginning;
+pub use escalate::EscalateQuery;
+use governor::{Caller, now_ms};
+pub use governor::{Governor, Limited, stop_retry_after_ms};
 use journal::Logged;
 
 /// Everything a decision needs. Shared by all requests.
@@ -33,6 +40,8 @@ pub struct Router {
     cache: Option<ClassificationCache>,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
+    cascades: Option<Arc<Cascades>>,
+    governor: Governor,
 }
 
 /// Bounds of a router.
@@ -71,6 +80,12 @@ pub enum DecideError {
     /// The policy was not confirmed for too long; the control plane's fault.
     #[error("the policy is too old")]
     Stale(#[from] PolicyStale),
+    /// The caller's fault, or time's: what it hands back of an earlier decision.
+    #[error("the continuation is not accepted")]
+    Continuation(#[from] ContinuationError),
+    /// The tenant has asked for, or spent, as much as it may.
+    #[error("a limit is reached")]
+    Limited(#[from] Limited),
     /// The policy leaves no candidate for what the caller requires.
     #[error("no candidate is left")]
     NoCandidate(#[from] NoCandidate),
@@ -118,13 +133,39 @@ impl Router {
     ) -> std::io::Result<Self> {
         let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
         let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
-        Ok(Self { classifier, batcher, policies, cache, metrics, log: None })
+        let governor = Governor::new(Arc::default(), None, Arc::clone(metrics.outcomes()));
+        Ok(Self { classifier, batcher, policies, cache, metrics, log: None, cascades: None, governor })
     }
 
     /// Keeps decisions in `log` from now on.
     #[must_use]
     pub fn with_log(self, log: Arc<DecisionLog>) -> Self {
         Self { log: Some(log).filter(|log| log.is_on()), ..self }
+    }
+
+    /// Offers continuations from now on.
+    #[must_use]
+    pub fn with_cascades(self, cascades: Arc<Cascades>) -> Self {
+        Self { cascades: Some(cascades), ..self }
+    }
+
+    /// Keeps limits, health and sessions by `governor` from now on.
+    #[must_use]
+    pub fn with_governor(self, governor: Governor) -> Self {
+        Self { governor, ..self }
+    }
+
+    /// Limits, health and sessions.
+    pub fn governor(&self) -> &Governor {
+        &self.governor
+    }
+
+    /// Takes what a caller saw of a model's answer.
+    pub async fn report(&self, report: OutcomeReport) {
+        let policy = Arc::clone(&self.policies.snapshot().policy);
+        if !self.governor.report(&policy, report).await {
+            tracing::debug!("an outcome of a model that the policy does not have");
+        }
     }
 
     /// The decision log, where one is kept.
@@ -167,6 +208,14 @@ impl Router {
         let scope = scope.with_experiments(&assignment);
 
         let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let caller = Caller {
+            session_id: &query.session_id,
+            tenant: &query.tenant,
+            priority: query.priority,
+            text: &prepared.text,
+            now_ms: assignment.now_ms,
+        };
+        let mut begun = self.governor.begin(&scope, caller).await?;
         let input = RuleInput {
             text: &prepared.text,
             signals: &prepared.signals,
@@ -197,23 +246,40 @@ impl Router {
             output_tokens: query.expected_output_tokens,
             sticky_key: if query.session_id.is_empty() { &query.request_id } else { &query.session_id },
         };
-        let resolved = clock.time(|timings| &mut timings.policy_us, || scope.resolve(&signals));
-        let shadows = self.shadows(&scope, &assignment, &input, &signals, &resolved);
+        let decision_id = uuid::Uuid::now_v7().to_string();
+        let started = Instant::now();
+        let resolved = self.governor.decide(&scope, &signals, &mut begun, (&decision_id, caller)).await?;
+        clock.timings.policy_us = Stage::micros(started.elapsed());
+        let circumstances = &begun.circumstances;
+        let shadows = self.shadows(&scope, &assignment, &input, (&signals, circumstances), &resolved);
         let logged = self.log.as_ref().map(|log| {
-            let request =
-                Logged { query, prepared: &prepared, scope: &scope, assignment: &assignment, matches, shadows };
+            let (prepared, scope, assignment) = (&prepared, &scope, &assignment);
+            let request = Logged { query, prepared, scope, assignment, matches, shadows, circumstances };
             (log, request, Outcome::from(&resolved), consulted.classification.clone(), signals.degraded)
         });
-        let decided = resolved.map(|resolution| Decision {
-            experiments: scope.arms().to_vec(),
-            ..self.assemble(query, &prepared, consulted, resolution, active.policy_ref(), clock)
+        let difficulty = signals.classification.filter(|_| !signals.degraded).map(|found| found.difficulty);
+        let now_ms = assignment.now_ms;
+        let decided = resolved.map(|resolution| {
+            let chain = Arc::clone(&resolution.chain);
+            let mut decision = Decision {
+                experiments: scope.arms().to_vec(),
+                ..self.assemble(query, &prepared, consulted, (resolution, decision_id), active.policy_ref(), clock)
+            };
+            mark(&mut decision, standing, &active);
+            self.governor.conclude(&active.policy, &begun, &mut decision, Attempt::First);
+            let (scope, rules) = (&scope, &rules);
+            let beginning = Beginning { query, prepared: &prepared, scope, rules, chain: &chain, difficulty, now_ms };
+            match self.continuation(&decision, &beginning) {
+                Ok(token) => decision.continuation = token,
+                Err(reason) => decision.reasons.push(reason),
+            }
+            decision
         });
         if let Some((log, request, outcome, classification, degraded)) = logged {
             let decision_id = decided.as_ref().map_or(String::new(), |decision| decision.decision_id.clone());
             self.keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
         }
-        let mut decision = decided?;
-        mark(&mut decision, standing, &active);
+        let decision = decided?;
         self.metrics.record_decision(&decision);
         let known = active.policy.spec().tenants.contains_key(&query.tenant);
         self.metrics.record_cost(if known { &query.tenant } else { "" }, decision.selected.estimated_cost_usd);
@@ -304,7 +370,7 @@ impl Router {
         query: &Query,
         prepared: &Prepared,
         consulted: Consulted,
-        resolution: Resolution,
+        (resolution, decision_id): (Resolution, String),
         policy: PolicyRef,
         clock: Clock,
     ) -> Decision {
@@ -328,7 +394,8 @@ impl Router {
         }
         let calibrated = resolution.confidence_of == ConfidenceOf::TierSuffices;
         Decision {
-            decision_id: uuid::Uuid::now_v7().to_string(),
+            decision_id,
+            retry_after_ms: 0,
             request_id: query.request_id.clone(),
             selected: resolution.selected,
             fallbacks: resolution.fallbacks,
@@ -360,6 +427,8 @@ impl Router {
             experiments: Vec::new(),
             input,
             timings: clock.stop(),
+            continuation: String::new(),
+            cascade: None,
         }
     }
 }
@@ -376,6 +445,10 @@ impl Clock {
         let result = work();
         *slot(&mut self.timings) = Stage::micros(started.elapsed());
         result
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        Stage::micros(self.started.elapsed())
     }
 
     fn stop(mut self) -> Timings {
@@ -416,12 +489,6 @@ fn input_report(prepared: &Prepared, classification: Option<&Classification>) ->
         turns_used: prepared.turns_used as u32,
         language: prepared.signals.language.map(Language::as_str),
     }
-}
-
-/// Unix time in milliseconds.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Tokens a provider would bill for the whole request, all messages together.

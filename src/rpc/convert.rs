@@ -8,12 +8,13 @@ use tonic::Status;
 use super::proto;
 use super::status::{from_invalid, invalid_field};
 use crate::domain::{
-    Attempt, Candidate, Classification, ClassifierRef, Confidence, Content, Decision, Distribution, Escalation,
-    ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, OutcomeReport, PolicyRef,
-    Priority, Query, Reason, Requirements, Source, Tier, Timings,
+    Attempt, Candidate, Cascade, CascadeState, Classification, ClassifierRef, Confidence, Content, Decision,
+    Distribution, Escalation, ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, NextStep,
+    Observed, OutcomeReport, PolicyRef, Priority, Probability, Query, Reason, Requirements, Source, StopReason, Tier,
+    Timings,
 };
 use crate::policy::{Finding, Severity};
-use crate::router::Signalled;
+use crate::router::{EscalateQuery, Signalled, stop_retry_after_ms};
 use crate::sources::{HistoryEntry, Origin};
 
 /// A request as a query; `request_id` is made when the caller sent none.
@@ -93,6 +94,7 @@ fn failure(failure: i32) -> Result<Option<FailureKind>, Box<Status>> {
 }
 
 /// A reported outcome, as of now.
+#[allow(dead_code, reason = "the service that takes reports is on its way")]
 pub(super) fn outcome(request: proto::ReportOutcomeRequest, time_unix_ms: u64) -> Result<OutcomeReport, Box<Status>> {
     let attempt = match proto::Attempt::try_from(request.attempt) {
         Ok(proto::Attempt::Unspecified) => None,
@@ -138,6 +140,54 @@ fn unknown_enum(field: &'static str, value: i32) -> Status {
     invalid_field(field, format!("{value} is not a value this server knows"))
 }
 
+/// What asks for the next step of a cascade.
+pub(super) fn escalate_request(request: proto::EscalateRequest) -> Result<EscalateQuery, Box<Status>> {
+    let proto::EscalateRequest { continuation, observed: seen, tenant } = request;
+    if continuation.is_empty() {
+        return Err(Box::new(invalid_field("continuation", "is empty; send that of the decision that was followed")));
+    }
+    Ok(EscalateQuery { continuation, tenant, observed: observed(seen.unwrap_or_default())? })
+}
+
+/// What a caller saw.
+pub(super) fn observed(seen: proto::Observed) -> Result<Observed, Box<Status>> {
+    let score = seen.score.map(Probability::new).transpose();
+    let score = score.map_err(|error| Box::new(invalid_field("observed.score", error.to_string())))?;
+    Ok(Observed {
+        score,
+        scorer: seen.scorer,
+        failure: failure(seen.failure)?,
+        tokens_used: seen.tokens_used,
+        cost_usd: seen.cost_usd,
+        time_left_ms: (seen.time_left_ms > 0).then_some(seen.time_left_ms),
+    })
+}
+
+/// The next step of a cascade on the wire.
+pub(super) fn next_step(next: NextStep) -> proto::EscalateResponse {
+    let step = match next {
+        NextStep::Decision(next) => proto::escalate_response::Step::Decision(decision(*next)),
+        NextStep::Stop(stop) => proto::escalate_response::Step::Stop(proto::Stop {
+            retry_after_ms: stop_retry_after_ms(&stop),
+            reason: stop_reason(stop.reason).into(),
+            text: stop.text,
+            reasons: stop.removed.into_iter().map(reason).collect(),
+        }),
+    };
+    proto::EscalateResponse { step: Some(step) }
+}
+
+fn stop_reason(reason: StopReason) -> proto::StopReason {
+    match reason {
+        StopReason::Accepted => proto::StopReason::Accepted,
+        StopReason::MaxHops => proto::StopReason::MaxHops,
+        StopReason::Budget => proto::StopReason::Budget,
+        StopReason::Deadline => proto::StopReason::Deadline,
+        StopReason::NothingStronger => proto::StopReason::NothingStronger,
+        StopReason::NothingLeft => proto::StopReason::NothingLeft,
+    }
+}
+
 /// A decision on the wire.
 pub(super) fn decision(decision: Decision) -> proto::Decision {
     proto::Decision {
@@ -162,10 +212,12 @@ pub(super) fn decision(decision: Decision) -> proto::Decision {
         reasons: decision.reasons.into_iter().map(reason).collect(),
         policy: Some(policy_ref(&decision.policy)),
         classifier: Some(classifier_ref(&decision.classifier)),
-        continuation: String::new(),
+        continuation: decision.continuation,
+        cascade: decision.cascade.map(cascade),
         experiment: decision.experiments.first().cloned().map(experiment),
         experiments: decision.experiments.into_iter().map(experiment).collect(),
         input: Some(input_report(decision.input)),
+        retry_after_ms: decision.retry_after_ms,
         timings: Some(timings(decision.timings)),
         request_id: decision.request_id,
     }
@@ -270,6 +322,11 @@ fn candidate(candidate: Candidate) -> proto::Candidate {
     }
 }
 
+fn cascade(cascade: Cascade) -> proto::Cascade {
+    let CascadeState { attempts, hops, tokens_used, cost_usd } = cascade.state;
+    proto::Cascade { first_decision_id: cascade.first_decision_id, attempts, hops, tokens_used, cost_usd }
+}
+
 fn fallback(fallback: Fallback) -> proto::Fallback {
     proto::Fallback { candidate: Some(candidate(fallback.candidate)), reason: Some(reason(fallback.reason)) }
 }
@@ -279,6 +336,8 @@ fn escalation(escalation: Escalation) -> proto::Escalation {
         next: Some(candidate(escalation.next)),
         score_threshold: escalation.score_threshold.value(),
         hops_left: escalation.hops_left,
+        probability: escalation.probability.map(|p| p.value()),
+        expected_cost_usd: escalation.expected_cost_usd,
     }
 }
 

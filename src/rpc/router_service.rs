@@ -1,7 +1,7 @@
 //! `pointsman.v1.Router`.
 
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -58,6 +58,13 @@ impl RouterApi {
             }
         };
         proto::RouteResult { result: Some(outcome) }
+    }
+
+    async fn take_outcome(&self, report: proto::ReportOutcomeRequest) -> Result<(), Box<Status>> {
+        let router = self.backend.router()?;
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        router.report(convert::outcome(report, since.as_millis() as u64)?).await;
+        Ok(())
     }
 
     fn count<T>(&self, method: &'static str, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
@@ -150,21 +157,59 @@ impl RouterService for RouterApi {
         self.count("Classify", outcome.await)
     }
 
-    async fn escalate(&self, _: Request<proto::EscalateRequest>) -> Result<Response<proto::EscalateResponse>, Status> {
-        self.count("Escalate", Err(status::not_offered("Escalate")))
+    async fn escalate(
+        &self,
+        request: Request<proto::EscalateRequest>,
+    ) -> Result<Response<proto::EscalateResponse>, Status> {
+        let outcome = async {
+            let _admitted = self.backend.admission.admit(self.backend.metrics()).map_err(status::overloaded)?;
+            let router = self.backend.router().map_err(|status| *status)?;
+            let query = convert::escalate_request(request.into_inner()).map_err(|status| *status)?;
+            router.escalate(&query).await.map(convert::next_step).map_err(|error| {
+                let status = status::from_decide(error);
+                let (code, why) = (status.code(), status.message());
+                tracing::info!(?code, why, "not escalated");
+                status
+            })
+        };
+        self.count("Escalate", outcome.await)
     }
 
     async fn report_outcome(
         &self,
-        _: Request<proto::ReportOutcomeRequest>,
+        request: Request<proto::ReportOutcomeRequest>,
     ) -> Result<Response<proto::ReportOutcomeResponse>, Status> {
-        self.count("ReportOutcome", Err(status::not_offered("ReportOutcome")))
+        // Admission does not count these: under load it matters most to hear what fails.
+        let outcome = self.take_outcome(request.into_inner()).await.map_err(|status| *status);
+        self.count("ReportOutcome", outcome.map(|()| proto::ReportOutcomeResponse {}))
     }
 
     async fn report_outcomes(
         &self,
-        _: Request<Streaming<proto::ReportOutcomeRequest>>,
+        request: Request<Streaming<proto::ReportOutcomeRequest>>,
     ) -> Result<Response<proto::ReportOutcomesResponse>, Status> {
-        self.count("ReportOutcomes", Err(status::not_offered("ReportOutcomes")))
+        let outcome = async {
+            self.backend.router().map_err(|status| *status)?;
+            let mut taken = request
+                .into_inner()
+                .map(|report| async move { Ok::<_, Status>(self.take_outcome(report?).await) })
+                .buffered(STREAM_CONCURRENCY);
+            let mut answer = proto::ReportOutcomesResponse::default();
+            while let Some(result) = taken.next().await {
+                match result? {
+                    Ok(()) => answer.accepted += 1,
+                    Err(refusal) => {
+                        if answer.first_refusal.is_none() {
+                            let (code, message) = (refusal.code().into(), refusal.message().to_owned());
+                            answer.first_refusal = Some(proto::Error { code, message });
+                            answer.first_refused_index = answer.accepted;
+                        }
+                        answer.refused += 1;
+                    }
+                }
+            }
+            Ok(answer)
+        };
+        self.count("ReportOutcomes", outcome.await)
     }
 }

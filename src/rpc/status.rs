@@ -6,13 +6,15 @@
 //! | unknown role | caller | INVALID_ARGUMENT | `BadRequest` |
 //! | unknown tenant, refused by the policy | caller | NOT_FOUND | `ResourceInfo` |
 //! | filters left no candidate | caller's requirements or the policy | FAILED_PRECONDITION | `PreconditionFailure`, one entry a removal |
+//! | a continuation that is forged, or another tenant's | caller | PERMISSION_DENIED | |
+//! | a continuation that has expired | caller | FAILED_PRECONDITION | `PreconditionFailure` |
 //! | policy older than allowed | the control plane | UNAVAILABLE | `RetryInfo` |
 //! | a policy change that cannot be made | caller, or the source | INVALID_ARGUMENT, FAILED_PRECONDITION, ABORTED, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE | `BadRequest` with the findings |
 //! | deadline passed | caller or load | DEADLINE_EXCEEDED | |
 //! | too many requests in flight | load | RESOURCE_EXHAUSTED | `RetryInfo` |
+//! | a tenant's limit on requests or spending | caller | RESOURCE_EXHAUSTED | `QuotaFailure`, `RetryInfo` |
 //! | classifier not available for `Classify` | us | UNAVAILABLE or DEADLINE_EXCEEDED | `RetryInfo` |
 //! | not warm yet | us | UNAVAILABLE | `RetryInfo` |
-//! | a method of a later version | us | UNIMPLEMENTED | |
 
 use std::time::Duration;
 
@@ -21,9 +23,10 @@ use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt
 
 use super::admission::Overloaded;
 use crate::batch::BatchError;
+use crate::cascade::ContinuationError;
 use crate::domain::InvalidQuery;
 use crate::policy::{EditError, NoCandidate, ScopeError, Severity};
-use crate::router::DecideError;
+use crate::router::{DecideError, Limited};
 use crate::sources::{ChangeError, PolicyStale, WriteError};
 
 /// How long a caller should wait before it tries an overloaded server again.
@@ -53,6 +56,8 @@ pub(super) fn from_decide(error: DecideError) -> Status {
             );
             retry(Code::Unavailable, &text, RETRY_AFTER_OUTAGE)
         }
+        DecideError::Continuation(error) => from_continuation(error),
+        DecideError::Limited(limited) => from_limited(&limited),
         DecideError::NoCandidate(none) => from_no_candidate(&none),
         DecideError::DeadlineExceeded => Status::deadline_exceeded("the deadline had passed on arrival"),
         DecideError::Unclassified(BatchError::DeadlineTooNear) => {
@@ -63,6 +68,19 @@ pub(super) fn from_decide(error: DecideError) -> Status {
         }
         DecideError::Unclassified(BatchError::Failed | BatchError::Closed) => {
             retry(Code::Unavailable, "the classifier could not be consulted", RETRY_AFTER_START)
+        }
+    }
+}
+
+fn from_continuation(error: ContinuationError) -> Status {
+    match error {
+        ContinuationError::Missing => invalid_field("continuation", error.to_string()),
+        ContinuationError::Forged | ContinuationError::OtherTenant => Status::permission_denied(error.to_string()),
+        ContinuationError::Expired | ContinuationError::OtherVersion => {
+            let text = format!("{error}; route the query again");
+            let violation = PreconditionViolation::new("CONTINUATION", "continuation", text.clone());
+            let details = ErrorDetails::with_precondition_failure(vec![violation]);
+            Status::with_error_details(Code::FailedPrecondition, text, details)
         }
     }
 }
@@ -131,9 +149,11 @@ pub(super) fn not_ready() -> Status {
     retry(Code::Unavailable, "the model is being loaded", RETRY_AFTER_START)
 }
 
-/// A method that a later version fills.
-pub(super) fn not_offered(what: &str) -> Status {
-    Status::unimplemented(format!("{what} is not offered by this version of Pointsman"))
+/// A tenant that has asked for, or spent, as much as it may.
+fn from_limited(limited: &Limited) -> Status {
+    let mut details = ErrorDetails::with_quota_failure_violation(limited.subject.clone(), limited.text.clone());
+    details.set_retry_info(Some(limited.retry_after));
+    pushback(Status::with_error_details(Code::ResourceExhausted, limited.to_string(), details), limited.retry_after)
 }
 
 fn from_no_candidate(none: &NoCandidate) -> Status {
@@ -151,7 +171,10 @@ fn from_no_candidate(none: &NoCandidate) -> Status {
 
 /// A status that invites another try; `grpc-retry-pushback-ms` tells clients that retry by themselves.
 fn retry(code: Code, text: &str, after: Duration) -> Status {
-    let mut status = Status::with_error_details(code, text, ErrorDetails::with_retry_info(Some(after)));
+    pushback(Status::with_error_details(code, text, ErrorDetails::with_retry_info(Some(after))), after)
+}
+
+fn pushback(mut status: Status, after: Duration) -> Status {
     if let Ok(value) = after.as_millis().to_string().parse() {
         status.metadata_mut().insert("grpc-retry-pushback-ms", value);
     }
@@ -165,6 +188,11 @@ mod tests {
     #[test]
     fn every_error_has_its_code() {
         let invalid = || InvalidQuery { field: "query", problem: "is empty".into() };
+        let limited = || Limited {
+            subject: "tenant \"t\"".into(),
+            text: "too much".into(),
+            retry_after: Duration::from_millis(1_500),
+        };
         let none = NoCandidate { chain: "c".into(), removed: vec![], reasons: vec![] };
         let role = ScopeError::UnknownRole { role: "r".into(), known: vec![] };
         let cases = [
@@ -173,6 +201,7 @@ mod tests {
             (DecideError::Scope(ScopeError::UnknownTenant("t".into())), Code::NotFound),
             (DecideError::NoCandidate(none), Code::FailedPrecondition),
             (DecideError::DeadlineExceeded, Code::DeadlineExceeded),
+            (DecideError::Limited(limited()), Code::ResourceExhausted),
             (DecideError::Unclassified(BatchError::DeadlineTooNear), Code::DeadlineExceeded),
             (DecideError::Unclassified(BatchError::Full), Code::ResourceExhausted),
             (DecideError::Unclassified(BatchError::Failed), Code::Unavailable),
@@ -184,6 +213,11 @@ mod tests {
         assert_eq!(status.message(), "query: is empty");
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "query");
+        let refused = from_decide(DecideError::Limited(limited()));
+        let details = refused.get_error_details();
+        assert_eq!(details.quota_failure().unwrap().violations[0].subject, "tenant \"t\"");
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(1_500)));
+        assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "1500");
         let shed = overloaded(Overloaded);
         assert_eq!(shed.metadata().get("grpc-retry-pushback-ms").unwrap(), "250");
         assert!(shed.get_error_details().retry_info().is_some());

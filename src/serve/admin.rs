@@ -1,5 +1,7 @@
 //! The admin endpoint: metrics, readiness, liveness, version, over plain HTTP.
 
+use std::time::Instant;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -27,11 +29,25 @@ pub(super) async fn serve(listener: TcpListener, backend: Backend, stopping: Can
         .route("/readyz", get(readyz))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/version", get(version))
+        .route("/status", get(status))
         .with_state(state);
     let stopped = async move { stopping.cancelled().await };
     if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
         tracing::error!(%error, "the admin endpoint ended");
     }
+}
+
+/// Health of models and providers, and whether the shared state is there.
+async fn status(State(admin): State<Admin>) -> impl IntoResponse {
+    let body = admin.backend.ready().map(|ready| {
+        let (governor, policy) = (ready.router.governor(), ready.router.policies().snapshot());
+        serde_json::json!({
+            "policy": policy.policy_ref(),
+            "health": governor.health().scorecard(&policy.policy, Instant::now()),
+            "state_away": governor.state().is_away(),
+        })
+    });
+    ([(header::CONTENT_TYPE, "application/json")], format!("{}\n", body.unwrap_or_default()))
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
@@ -46,6 +62,11 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
             copy_failures: status.copy_failures,
         }
     });
+    if let Some(ready) = admin.backend.ready() {
+        let policy = &ready.router.policies().snapshot().policy;
+        let gauges = ready.router.governor().health().gauges(policy, Instant::now());
+        admin.backend.metrics().outcomes().set_breakers(gauges);
+    }
     match admin.backend.metrics().encode(gauges.as_ref()) {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, OPEN_METRICS)], text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], format!("{error}\n")),

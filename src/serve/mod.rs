@@ -4,6 +4,7 @@
 //! Order of a stop: health says NOT_SERVING, listeners close, requests in flight finish within a bound, exit.
 
 mod admin;
+mod cascades;
 mod policy;
 mod tasks;
 
@@ -21,6 +22,7 @@ pub use tasks::Tasks;
 
 use crate::artifact::default_roots;
 use crate::batch::BatchOptions;
+use crate::cascade::KeyError;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
 use crate::config::{Config, StateUrl};
 use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions, OutcomeLog};
@@ -55,6 +57,9 @@ pub enum ServeError {
     /// The policy cannot be loaded.
     #[error("cannot load the policy")]
     Policy(#[from] RefreshError),
+    /// The keys of continuations cannot be used.
+    #[error("cannot sign continuations")]
+    ContinuationKeys(#[from] KeyError),
     /// The decision log cannot be started.
     #[error("cannot start the decision log")]
     DecisionLog(#[from] LogError),
@@ -173,7 +178,9 @@ impl Server {
             router_options(&config),
         )
         .map_err(ServeError::Thread)?
-        .with_log(Arc::clone(&log));
+        .with_log(Arc::clone(&log))
+        .with_cascades(cascades::start(&config, &tasks)?)
+        .with_governor(start_governor(&config, backend.metrics(), &tasks)?);
         router.warm_up().await?;
 
         if let Some(suited) = policies.source().poll_interval() {

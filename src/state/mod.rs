@@ -93,6 +93,12 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 
 // === impl State ===
 
+impl Default for State {
+    fn default() -> Self {
+        Self::local()
+    }
+}
+
 impl State {
     /// In this process alone.
     pub fn local() -> Self {

@@ -148,9 +148,13 @@ impl Shared {
         session: Option<&str>,
     ) -> Result<SharedAnswer, Away> {
         let mut call = self.scripts.ask.prepare_invoke();
-        for (prefix, name) in
-            [(BUDGET, account), (RATE, account), (SESSION, session.unwrap_or("")), (BAD, session.unwrap_or("")), (ENDING, account)]
-        {
+        for (prefix, name) in [
+            (BUDGET, account),
+            (RATE, account),
+            (SESSION, session.unwrap_or("")),
+            (BAD, session.unwrap_or("")),
+            (ENDING, account),
+        ] {
             call.key(format!("{prefix}{name}"));
         }
         call.arg(budget.map_or(0, Budget::window_ms));
@@ -184,7 +188,8 @@ impl Shared {
         // Names and numbers: there is nothing that JSON could not hold.
         call.arg(serde_json::to_string(pending).unwrap_or_default());
         call.arg((reserve + KEEP_DECISION).as_millis() as u64);
-        let (text, seconds) = session.as_ref().map_or((String::new(), 0), |(session, seconds)| (session.encode(), *seconds));
+        let (text, seconds) =
+            session.as_ref().map_or((String::new(), 0), |(session, seconds)| (session.encode(), *seconds));
         call.arg(text).arg(u64::from(seconds) * 1_000).arg(*decision_id);
         let (booked, sum, window): (u8, Nanos, u64) = self.call(call).await?;
         Ok((booked == 1, sum, window))
@@ -207,7 +212,13 @@ impl Shared {
     }
 
     /// Adds what was booked while the store was away; what is booked, and in which window.
-    pub(super) async fn add(&self, account: &str, window_ms: u64, window: u64, amount: Nanos) -> Result<(Nanos, u64), Away> {
+    pub(super) async fn add(
+        &self,
+        account: &str,
+        window_ms: u64,
+        window: u64,
+        amount: Nanos,
+    ) -> Result<(Nanos, u64), Away> {
         let mut call = self.scripts.add.prepare_invoke();
         call.key(format!("{BUDGET}{account}")).arg(window_ms).arg(window).arg(amount);
         let Some(mut connection) = self.connection() else { return Err(Away::Already) };
@@ -244,7 +255,10 @@ impl Shared {
             *self.slot() = None;
         }
         if !self.away.swap(true, Ordering::Relaxed) {
-            tracing::warn!(error = &why as &dyn std::error::Error, "the shared state is away; limits go by this server's share");
+            tracing::warn!(
+                error = &why as &dyn std::error::Error,
+                "the shared state is away; limits go by this server's share"
+            );
         }
         self.metrics.set_state_away(true);
         why

@@ -56,8 +56,7 @@ fn report(decision_id: &str, time_unix_ms: u64, cost_usd: f64, failure: Option<F
 }
 
 async fn booked(state: &State, budget: Budget, now_ms: u64) -> f64 {
-    let asked =
-        Asked { account: "acme", priority: Priority::Normal, rate: None, budget: Some(budget), session: None };
+    let asked = Asked { account: "acme", priority: Priority::Normal, rate: None, budget: Some(budget), session: None };
     usd(state.ask(asked, now_ms).await.booked)
 }
 

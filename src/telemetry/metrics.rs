@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::outcomes::OutcomeMetrics;
-use crate::domain::{Decision, ExperimentArm, PolicyRef};
+use crate::domain::{Decision, ExperimentArm, FailureKind, NextStep, PolicyRef};
 
 /// Every metric. Cheap to share behind an `Arc`; recording never blocks for long.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ pub struct Metrics {
     shadows: Family<ShadowLabels, Counter>,
     logged: Family<LogLabels, Counter>,
     outcomes: Arc<OutcomeMetrics>,
+    escalations: Family<EscalationLabels, Counter>,
 }
 
 /// What became of a decision that was to be logged.
@@ -77,6 +78,12 @@ struct ShadowLabels {
     experiment: String,
     arm: String,
     result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct EscalationLabels {
+    cause: &'static str,
+    step: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -209,6 +216,7 @@ impl Metrics {
             shadows: Family::default(),
             logged: Family::default(),
             outcomes,
+            escalations: Family::default(),
         };
         metrics.register();
         metrics
@@ -253,7 +261,12 @@ impl Metrics {
             "Shadow decisions by whether they select the served model",
             self.shadows.clone(),
         );
-        r.register("decision_log_lines", "Decisions by what became of them in the decision log", self.logged.clone());
+        r.register("decision_log_lines", "Lines of the decision log by what became of them", self.logged.clone());
+        r.register(
+            "escalations",
+            "Steps of cascades by what caused them and what came of it",
+            self.escalations.clone(),
+        );
         r.register("policy_rejected", "Policy documents refused, by the first error", self.policy_rejected.clone());
         r.register(
             "policy_fetch_failed",
@@ -325,7 +338,18 @@ impl Metrics {
         self.shadows.get_or_create(&labels).inc();
     }
 
-    /// Counts what became of `n` decisions in the log.
+    /// Counts a step of a cascade: what was called in place or after, or why it stopped.
+    pub fn record_escalation(&self, failure: Option<FailureKind>, next: &NextStep) {
+        let step = match next {
+            NextStep::Decision(_) if failure.is_some_and(FailureKind::is_unavailability) => "fallback",
+            NextStep::Decision(_) => "stronger",
+            NextStep::Stop(stop) => stop.reason.as_str(),
+        };
+        let labels = EscalationLabels { cause: failure.map_or("score", FailureKind::as_str), step };
+        self.escalations.get_or_create(&labels).inc();
+    }
+
+    /// Counts what became of `n` lines in the log.
     pub fn record_logged(&self, fate: LogFate, n: u64) {
         if n > 0 {
             self.logged.get_or_create(&LogLabels { fate }).inc_by(n);

@@ -154,7 +154,11 @@ impl OutcomeMetrics {
         r.register_with_unit("answer_duration", text, Unit::Seconds, own.latency.clone());
         r.register("answer_score", "Reported scores of answers, by model", own.score.clone());
         r.register("answer_cost_usd", "Reported cost of answers in US dollars, by model", own.cost.clone());
-        r.register("judged_decisions", "Decisions whose tier the classifier had a distribution for", own.judged.clone());
+        r.register(
+            "judged_decisions",
+            "Decisions whose tier the classifier had a distribution for",
+            own.judged.clone(),
+        );
         r.register(
             "expected_over_routed",
             "Judged decisions for which a lower tier would have sufficed: sum of its probability",
@@ -188,7 +192,11 @@ impl OutcomeMetrics {
         r.register("budget_spent_usd", "Spent or reserved in the tenant's current window", own.spent.clone());
         r.register("session_decisions", "Decisions that a session changed", own.sessions.clone());
         r.register("state_away", "1 while the shared state is away", own.state_away.clone());
-        r.register("state_failures", "Calls to the shared state that failed or took too long", own.state_failures.clone());
+        r.register(
+            "state_failures",
+            "Calls to the shared state that failed or took too long",
+            own.state_failures.clone(),
+        );
         let text = "Time of calls to the shared state";
         r.register_with_unit("state_duration", text, Unit::Seconds, own.state_latency.clone());
         r.register("outcome_log_lines", "Outcomes by what became of them in the outcome log", own.logged.clone());

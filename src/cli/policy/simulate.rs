@@ -60,7 +60,7 @@ fn read(paths: &[PathBuf]) -> anyhow::Result<Lines> {
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         // A line that was cut off in the middle of a character is malformed and no reason to stop.
         let text = String::from_utf8_lossy(&bytes);
-        let Lines { records, contexts, malformed } = read_lines(text.lines());
+        let Lines { records, contexts, malformed, .. } = read_lines(text.lines());
         log.records.extend(records);
         log.contexts.extend(contexts);
         log.malformed += malformed;
