@@ -401,7 +401,7 @@ fn document(rng: &mut SmallRng) -> String {
         text.push_str("}\n");
         models.push((index, price, ability));
     }
-    let mut names = |rng: &mut SmallRng, most: usize| {
+    let names = |rng: &mut SmallRng, most: usize| {
         let mut all: Vec<usize> = (0..n).collect();
         all.shuffle(rng);
         let names: Vec<String> =
@@ -502,11 +502,7 @@ fn ten_thousand_cascades_over_two_hundred_policies_end_and_never_go_back() {
                 policy = Arc::clone(policies.choose(&mut rng).unwrap());
                 changed = true;
             }
-            let guard = Chance(if rng.random_bool(0.3) {
-                rng.random()
-            } else {
-                run as u64
-            });
+            let guard = Chance(if rng.random_bool(0.3) { rng.random() } else { run as u64 });
             changed |= last_guard.replace(guard.0) != Some(guard.0);
             let scope = policy.scope("", "").unwrap();
             let seen = observed(&mut rng);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, InvalidQuery, Probability, Reason};
+use super::{Decision, FailureKind, InvalidQuery, Probability, Reason};
 
 /// What came of calling a model.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,24 +19,6 @@ pub struct Observed {
     pub cost_usd: f64,
     /// How long the caller can still wait; `None`: not told.
     pub time_left_ms: Option<u64>,
-}
-
-/// Why no usable answer was obtained.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureKind {
-    /// No answer in time.
-    Timeout,
-    /// The provider limited the rate.
-    RateLimited,
-    /// The provider failed.
-    ProviderError,
-    /// The model declined to answer.
-    Refused,
-    /// The answer was cut off.
-    Truncated,
-    /// The answer did not parse.
-    BadFormat,
 }
 
 /// What a cascade is made of.
@@ -121,27 +103,6 @@ impl Observed {
             return refuse("observed.cost_usd", format!("{} is not a finite amount >= 0", self.cost_usd));
         }
         Ok(())
-    }
-}
-
-// === impl FailureKind ===
-
-impl FailureKind {
-    /// Whether the model could not be reached, so that another of its kind will do; otherwise it answered, and not well.
-    pub fn is_unavailability(self) -> bool {
-        matches!(self, Self::Timeout | Self::RateLimited | Self::ProviderError)
-    }
-
-    /// The name in logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Timeout => "timeout",
-            Self::RateLimited => "rate_limited",
-            Self::ProviderError => "provider_error",
-            Self::Refused => "refused",
-            Self::Truncated => "truncated",
-            Self::BadFormat => "bad_format",
-        }
     }
 }
 

@@ -5,18 +5,20 @@
 pub mod cascade;
 pub mod control;
 pub mod decision;
+pub mod outcome;
 pub mod probability;
 pub mod query;
 pub mod reason;
 pub mod signal;
 pub mod tier;
 
-pub use cascade::{CascadeState, FailureKind, NextStep, Observed, Stop, StopReason};
+pub use cascade::{CascadeState, NextStep, Observed, Stop, StopReason};
 pub use control::TierControl;
 pub use decision::{
     Candidate, Cascade, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm,
     Fallback, InputReport, IntentCall, PolicyRef, Source, Timings,
 };
+pub use outcome::{Attempt, FailureKind, OutcomeReport};
 pub use probability::{Distribution, Probability};
 pub use query::{Content, InvalidQuery, Message, MessageRole, Priority, Query, Requirements};
 pub use reason::{Reason, ReasonCode};

@@ -6,11 +6,12 @@ use std::time::UNIX_EPOCH;
 use tonic::Status;
 
 use super::proto;
-use super::status::invalid_field;
+use super::status::{from_invalid, invalid_field};
 use crate::domain::{
-    Candidate, Cascade, CascadeState, Classification, ClassifierRef, Confidence, Content, Decision, Distribution,
-    Escalation, ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, NextStep, Observed, PolicyRef,
-    Priority, Probability, Query, Reason, Requirements, Source, StopReason, Tier, Timings,
+    Attempt, Candidate, Cascade, CascadeState, Classification, ClassifierRef, Confidence, Content, Decision,
+    Distribution, Escalation, ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, NextStep,
+    Observed, OutcomeReport, PolicyRef, Priority, Probability, Query, Reason, Requirements, Source, StopReason, Tier,
+    Timings,
 };
 use crate::policy::{Finding, Severity};
 use crate::router::{EscalateQuery, Signalled};
@@ -79,6 +80,46 @@ fn message(message: proto::Message) -> Result<Message, Box<Status>> {
     Ok(Message { role, content: message.content })
 }
 
+fn failure(failure: i32) -> Result<Option<FailureKind>, Box<Status>> {
+    Ok(match proto::FailureKind::try_from(failure) {
+        Ok(proto::FailureKind::Unspecified) => None,
+        Ok(proto::FailureKind::Timeout) => Some(FailureKind::Timeout),
+        Ok(proto::FailureKind::RateLimited) => Some(FailureKind::RateLimited),
+        Ok(proto::FailureKind::ProviderError) => Some(FailureKind::ProviderError),
+        Ok(proto::FailureKind::Refused) => Some(FailureKind::Refused),
+        Ok(proto::FailureKind::Truncated) => Some(FailureKind::Truncated),
+        Ok(proto::FailureKind::BadFormat) => Some(FailureKind::BadFormat),
+        Err(_) => return Err(Box::new(unknown_enum("observed.failure", failure))),
+    })
+}
+
+/// A reported outcome, as of now.
+#[allow(dead_code, reason = "the service that takes reports is on its way")]
+pub(super) fn outcome(request: proto::ReportOutcomeRequest, time_unix_ms: u64) -> Result<OutcomeReport, Box<Status>> {
+    let attempt = match proto::Attempt::try_from(request.attempt) {
+        Ok(proto::Attempt::Unspecified) => None,
+        Ok(proto::Attempt::First) => Some(Attempt::First),
+        Ok(proto::Attempt::Fallback) => Some(Attempt::Fallback),
+        Ok(proto::Attempt::Escalation) => Some(Attempt::Escalation),
+        Err(_) => return Err(Box::new(unknown_enum("attempt", request.attempt))),
+    };
+    let observed = request.observed.unwrap_or_default();
+    let report = OutcomeReport {
+        time_unix_ms,
+        decision_id: request.decision_id,
+        model: request.model,
+        score: observed.score,
+        scorer: observed.scorer,
+        failure: failure(observed.failure)?,
+        tokens: observed.tokens_used,
+        cost_usd: observed.cost_usd,
+        latency_ms: request.latency_ms,
+        attempt,
+    };
+    report.check().map_err(|invalid| Box::new(from_invalid(&invalid)))?;
+    Ok(report)
+}
+
 fn requirements(requirements: proto::Requirements) -> Requirements {
     let set = |value: u32| (value > 0).then_some(value);
     Requirements {
@@ -110,22 +151,12 @@ pub(super) fn escalate_request(request: proto::EscalateRequest) -> Result<Escala
 
 /// What a caller saw.
 pub(super) fn observed(seen: proto::Observed) -> Result<Observed, Box<Status>> {
-    let failure = match proto::FailureKind::try_from(seen.failure) {
-        Ok(proto::FailureKind::Unspecified) => None,
-        Ok(proto::FailureKind::Timeout) => Some(FailureKind::Timeout),
-        Ok(proto::FailureKind::RateLimited) => Some(FailureKind::RateLimited),
-        Ok(proto::FailureKind::ProviderError) => Some(FailureKind::ProviderError),
-        Ok(proto::FailureKind::Refused) => Some(FailureKind::Refused),
-        Ok(proto::FailureKind::Truncated) => Some(FailureKind::Truncated),
-        Ok(proto::FailureKind::BadFormat) => Some(FailureKind::BadFormat),
-        Err(_) => return Err(Box::new(unknown_enum("observed.failure", seen.failure))),
-    };
     let score = seen.score.map(Probability::new).transpose();
     let score = score.map_err(|error| Box::new(invalid_field("observed.score", error.to_string())))?;
     Ok(Observed {
         score,
         scorer: seen.scorer,
-        failure,
+        failure: failure(seen.failure)?,
         tokens_used: seen.tokens_used,
         cost_usd: seen.cost_usd,
         time_left_ms: (seen.time_left_ms > 0).then_some(seen.time_left_ms),
@@ -140,6 +171,7 @@ pub(super) fn next_step(next: NextStep) -> proto::EscalateResponse {
             reason: stop_reason(stop.reason).into(),
             text: stop.text,
             reasons: stop.removed.into_iter().map(reason).collect(),
+            retry_after_ms: 0,
         }),
     };
     proto::EscalateResponse { step: Some(step) }

@@ -174,4 +174,11 @@ impl RouterService for RouterApi {
     ) -> Result<Response<proto::ReportOutcomeResponse>, Status> {
         self.count("ReportOutcome", Err(status::not_offered("ReportOutcome")))
     }
+
+    async fn report_outcomes(
+        &self,
+        _: Request<Streaming<proto::ReportOutcomeRequest>>,
+    ) -> Result<Response<proto::ReportOutcomesResponse>, Status> {
+        self.count("ReportOutcomes", Err(status::not_offered("ReportOutcomes")))
+    }
 }
