@@ -401,7 +401,7 @@ fn document(rng: &mut SmallRng) -> String {
         text.push_str("}\n");
         models.push((index, price, ability));
     }
-    let mut names = |rng: &mut SmallRng, most: usize| {
+    let names = |rng: &mut SmallRng, most: usize| {
         let mut all: Vec<usize> = (0..n).collect();
         all.shuffle(rng);
         let names: Vec<String> =
