@@ -93,6 +93,7 @@ fn decide(policy: &Arc<Policy>, text: &str, query: &Query, tiers: [f32; 3]) -> D
         signals: consulted.map(Into::into),
         degraded: false,
         experiments: scope.arms().to_vec(),
+        circumstances: None,
         outcome: Outcome::from(&resolved),
         shadows: Vec::new(),
     }

@@ -172,7 +172,6 @@ pub(super) fn next_step(next: NextStep) -> proto::EscalateResponse {
             reason: stop_reason(stop.reason).into(),
             text: stop.text,
             reasons: stop.removed.into_iter().map(reason).collect(),
-            retry_after_ms: 0,
         }),
     };
     proto::EscalateResponse { step: Some(step) }

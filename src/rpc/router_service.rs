@@ -212,11 +212,4 @@ impl RouterService for RouterApi {
         };
         self.count("ReportOutcomes", outcome.await)
     }
-
-    async fn report_outcomes(
-        &self,
-        _: Request<Streaming<proto::ReportOutcomeRequest>>,
-    ) -> Result<Response<proto::ReportOutcomesResponse>, Status> {
-        self.count("ReportOutcomes", Err(status::not_offered("ReportOutcomes")))
-    }
 }
