@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::domain::{ClassifierRef, Query, Requirements, TextSignals, TierControl};
-use crate::policy::{Assignment, KeyDigest, Policy, PolicyOptions, Signals, certain};
+use crate::policy::{Assignment, Circumstances, KeyDigest, Policy, PolicyOptions, Signals, Standing, State, certain};
 use crate::rules::RuleInput;
 use crate::telemetry::Metrics;
 
@@ -118,6 +118,23 @@ fn query(id: usize) -> Query {
 
 const TEXTS: [&str; 5] = ["hello there", "this is urgent", "pay invoice 77", "hush now", "write a poem about tea"];
 const TIERS: [[f32; 3]; 3] = [[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.05, 0.05, 0.9]];
+
+#[test]
+fn a_decision_is_made_again_under_its_circumstances() {
+    let policy = policy(POLICY);
+    let mut record = decide(&policy, TEXTS[0], &query(1), TIERS[0]);
+    let selected = record.outcome.model().unwrap().to_owned();
+    let out = Standing { state: State::Open, why: "failed lately".to_owned(), failing: 1.0 };
+    let models = [(selected.clone(), out)].into();
+    record.circumstances = Some(Circumstances { models, ..Circumstances::default() });
+    let line = serde_json::to_string(&record).unwrap();
+    let read: DecisionRecord = serde_json::from_str(&line).unwrap();
+    assert_eq!(read, record);
+    let without = replay(&read, &context(&policy), &policy).unwrap();
+    assert_ne!(without.model(), Some(&*selected));
+    record.circumstances = None;
+    assert_eq!(replay(&record, &context(&policy), &policy).unwrap().model(), Some(&*selected));
+}
 
 /// A log of `n` decisions, through its written form.
 fn log_of(policy: &Arc<Policy>, n: usize) -> Lines {

@@ -189,7 +189,9 @@ impl State {
             None => self.ledger.settle(report, report.time_unix_ms),
         };
         if let Some(pending) = &pending
-            && let Some((key, seconds)) = pending.session.as_ref().filter(|_| pending.is_bad(report))
+            && let Some((key, seconds)) = pending.session.as_ref()
+            && *seconds > 0
+            && pending.is_bad(report)
         {
             let bad = BadAnswer { at_ms: report.time_unix_ms, tier: pending.tier };
             self.ledger.mark_bad(key, bad, *seconds);
