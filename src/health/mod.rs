@@ -22,8 +22,7 @@ use crate::domain::{Attempt, FailureKind, OutcomeReport};
 use crate::policy::{Circumstances, Policy, Standing, State, TrafficSpec};
 use crate::telemetry::{BreakerGauge, OutcomeMetrics};
 use breaker::{Change, Position, Sign};
-use share::Share;
-use targets::{Target, Targets};
+use targets::{Retries, Target, Targets};
 
 /// Health of everything that the policy names. Shared by all requests.
 #[derive(Debug)]
@@ -98,7 +97,7 @@ struct Inner {
     models: Targets,
     providers: Targets,
     /// Retries by account.
-    accounts: HashMap<String, Share>,
+    accounts: HashMap<String, Retries>,
 }
 
 /// The share of failures below which an open breaker would say nothing of how bad it is.
@@ -133,15 +132,23 @@ impl Health {
             }
         }
         for (name, target) in inner.models.iter_mut() {
-            target.retries.drip(traffic.retry_min_per_second, now);
-            if target.retries.is_spent() && !circumstances.models.contains_key(name) {
-                let why = "retries have used up their share of its traffic".to_owned();
-                circumstances.models.insert(name.clone(), Standing { state: State::FirstOnly, why, failing: 0.0 });
+            target.retries.drip(traffic, now);
+            if target.retries.fallbacks.is_spent() {
+                circumstances.no_fallback.insert(name.clone());
+            }
+            if target.retries.escalations.is_spent() {
+                circumstances.no_escalation.insert(name.clone());
             }
         }
-        circumstances.retries_spent = inner.account(account, traffic, now).is_spent();
-        if circumstances.retries_spent {
-            self.metrics.record_retry_budget_spent("tenant");
+        let own = inner.account(account, traffic, now);
+        circumstances.fallbacks_spent = own.fallbacks.is_spent();
+        circumstances.escalations_spent = own.escalations.is_spent();
+        for (spent, what) in
+            [(circumstances.fallbacks_spent, "fallback"), (circumstances.escalations_spent, "escalation")]
+        {
+            if spent {
+                self.metrics.record_retry_budget_spent(what);
+            }
         }
         circumstances
     }
@@ -156,13 +163,13 @@ impl Health {
         let mut inner = self.inner(policy, now);
         let traffic = &policy.spec().traffic;
         if chosen.attempt == Attempt::First {
-            inner.account(chosen.account, traffic, now).earn(traffic.retry_share);
-            inner.models.iter_mut().for_each(|(_, target)| target.retries.earn(traffic.retry_share));
+            inner.account(chosen.account, traffic, now).earn(traffic);
+            inner.models.iter_mut().for_each(|(_, target)| target.retries.earn(traffic));
             for (name, cap) in &traffic.caps {
                 inner.models.get(name, now).cap.earn(*cap);
             }
         } else {
-            inner.retried(chosen.account, chosen.model, traffic, now);
+            inner.retried(chosen.account, (chosen.model, chosen.attempt), traffic, now);
         }
         inner.receives(chosen.model, traffic, &self.metrics, now);
     }
@@ -195,9 +202,9 @@ impl Health {
             let change = target.breaker(spec, now).record(spec, sign(spec.slow_factor), evidence, now);
             self.tell("provider", &model.provider, change);
         }
-        if matches!(behind.attempt, Some(Attempt::Fallback | Attempt::Escalation)) && !behind.counted {
+        if let Some(attempt) = behind.attempt.filter(|attempt| *attempt != Attempt::First && !behind.counted) {
             let traffic = &policy.spec().traffic;
-            inner.retried(behind.account, &report.model, traffic, now);
+            inner.retried(behind.account, (&report.model, attempt), traffic, now);
             inner.receives(&report.model, traffic, &self.metrics, now);
         }
         true
@@ -323,18 +330,15 @@ impl Inner {
         true
     }
 
-    fn account(&mut self, account: &str, traffic: &TrafficSpec, now: Instant) -> &mut Share {
-        if !self.accounts.contains_key(account) {
-            self.accounts.insert(account.to_owned(), Share::new(now));
-        }
-        let share = self.accounts.entry(account.to_owned()).or_insert_with(|| Share::new(now));
-        share.drip(traffic.retry_min_per_second, now);
-        share
+    fn account(&mut self, account: &str, traffic: &TrafficSpec, now: Instant) -> &mut Retries {
+        let retries = self.accounts.entry(account.to_owned()).or_insert_with(|| Retries::new(now));
+        retries.drip(traffic, now);
+        retries
     }
 
-    fn retried(&mut self, account: &str, model: &str, traffic: &TrafficSpec, now: Instant) {
-        self.account(account, traffic, now).spend();
-        self.models.get(model, now).retries.spend();
+    fn retried(&mut self, account: &str, (model, attempt): (&str, Attempt), traffic: &TrafficSpec, now: Instant) {
+        self.account(account, traffic, now).spend(attempt);
+        self.models.get(model, now).retries.spend(attempt);
     }
 
     /// A capped model receives a request.

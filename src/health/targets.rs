@@ -6,7 +6,15 @@ use std::time::Instant;
 use super::breaker::{Breaker, Position};
 use super::share::Share;
 use super::stats::Stats;
-use crate::policy::{BreakerSpec, ForcedState};
+use crate::domain::Attempt;
+use crate::policy::{BreakerSpec, ForcedState, TrafficSpec};
+
+/// Fallbacks and escalations, of an account or to a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retries {
+    pub(super) fallbacks: Share,
+    pub(super) escalations: Share,
+}
 
 /// Models or providers by name.
 #[derive(Debug, Default)]
@@ -20,10 +28,40 @@ pub(super) struct Target {
     /// Made with the first outcome.
     breaker: Option<Breaker>,
     pub(super) stats: Stats,
-    /// Fallbacks and escalations that may go to it.
-    pub(super) retries: Share,
+    /// Retries that may go to it.
+    pub(super) retries: Retries,
     /// Requests that may go to it, where its traffic is capped.
     pub(super) cap: Share,
+}
+
+// === impl Retries ===
+
+impl Retries {
+    /// Full.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { fallbacks: Share::new(now), escalations: Share::new(now) }
+    }
+
+    /// Time passed.
+    pub(super) fn drip(&mut self, traffic: &TrafficSpec, now: Instant) {
+        self.fallbacks.drip(traffic.retry_min_per_second, now);
+        self.escalations.drip(traffic.retry_min_per_second, now);
+    }
+
+    /// A first attempt was made.
+    pub(super) fn earn(&mut self, traffic: &TrafficSpec) {
+        self.fallbacks.earn(traffic.fallback_share);
+        self.escalations.earn(traffic.escalation_share);
+    }
+
+    /// A retry was made.
+    pub(super) fn spend(&mut self, attempt: Attempt) {
+        match attempt {
+            Attempt::First => {}
+            Attempt::Fallback => self.fallbacks.spend(),
+            Attempt::Escalation => self.escalations.spend(),
+        }
+    }
 }
 
 // === impl Targets ===
@@ -55,7 +93,7 @@ impl Targets {
 
 impl Target {
     fn new(now: Instant) -> Self {
-        Self { breaker: None, stats: Stats::new(now), retries: Share::new(now), cap: Share::new(now) }
+        Self { breaker: None, stats: Stats::new(now), retries: Retries::new(now), cap: Share::new(now) }
     }
 
     pub(super) fn breaker(&mut self, spec: &BreakerSpec, now: Instant) -> &mut Breaker {

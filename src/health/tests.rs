@@ -162,14 +162,15 @@ fn the_policy_can_hold_a_state_by_hand() {
 
 #[test]
 fn retries_end_when_their_share_is_used_up_and_come_back_with_traffic() {
-    let mut rig = Rig::new("traffic: {retry_share: 0.1, retry_min_per_second: 0}\n");
+    let mut rig = Rig::new("traffic: {fallback_share: 0.1, retry_min_per_second: 0}\n");
     for _ in 0..10 {
         rig.see("b", None, Attempt::Fallback, 10);
     }
     let circumstances = rig.circumstances();
-    assert!(circumstances.retries_spent);
-    assert_eq!(circumstances.models["b"].state, State::FirstOnly);
-    assert!(!rig.health.circumstances(&rig.policy, "known", rig.now).retries_spent, "each tenant has its own");
+    assert!(circumstances.fallbacks_spent && !circumstances.escalations_spent);
+    assert_eq!(circumstances.no_fallback, ["b".to_owned()].into());
+    assert!(circumstances.models.is_empty() && circumstances.no_escalation.is_empty());
+    assert!(!rig.health.circumstances(&rig.policy, "known", rig.now).fallbacks_spent, "each tenant has its own");
     for _ in 0..11 {
         assert!(rig.choose("a"));
     }

@@ -38,7 +38,8 @@ pub(super) fn check_health(health: &HealthSpec, document: &Document, report: &mu
 /// Errors of `traffic`.
 pub(super) fn check_traffic(traffic: &TrafficSpec, document: &Document, report: &mut Reporter<'_>) {
     let at = Path::default().then("traffic");
-    within(traffic.retry_share, 0.0, 1.0, &at.then("retry_share"), report);
+    within(traffic.fallback_share, 0.0, 1.0, &at.then("fallback_share"), report);
+    within(traffic.escalation_share, 0.0, 10.0, &at.then("escalation_share"), report);
     within(traffic.retry_min_per_second, 0.0, 1e6, &at.then("retry_min_per_second"), report);
     for (model, share) in &traffic.caps {
         let at = at.then("caps").then(model.as_str());

@@ -21,9 +21,18 @@ pub struct Circumstances {
     /// Models out of service that this request may try.
     #[serde(skip_serializing_if = "is_default")]
     pub probes: BTreeSet<String>,
-    /// The tenant has no retry left.
+    /// The tenant has no fallback left.
     #[serde(skip_serializing_if = "is_default")]
-    pub retries_spent: bool,
+    pub fallbacks_spent: bool,
+    /// The tenant has no escalation left.
+    #[serde(skip_serializing_if = "is_default")]
+    pub escalations_spent: bool,
+    /// Models that may take no more fallbacks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_fallback: BTreeSet<String>,
+    /// Models that may take no more escalations.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_escalation: BTreeSet<String>,
     /// The tenant should spend less.
     #[serde(skip_serializing_if = "is_default")]
     pub cheapest_first: bool,
@@ -50,8 +59,6 @@ pub struct Standing {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Be selected, but be nobody's fallback: its retry budget is spent.
-    FirstOnly,
     /// Be the last fallback: its breaker is open and might close.
     Probation,
     /// Nothing, unless there is nothing else: it has had its share.
@@ -73,12 +80,26 @@ impl Circumstances {
     }
 
     fn verdict(&self, purpose: Purpose, offer: &Offer<'_>) -> Option<(ReasonCode, String)> {
+        let (tenants, models, what) = match purpose {
+            Purpose::Route => (false, None, ""),
+            Purpose::Fallback => (self.fallbacks_spent, Some(&self.no_fallback), "fallbacks"),
+            Purpose::Escalation => (self.escalations_spent, Some(&self.no_escalation), "escalations"),
+        };
+        if tenants {
+            let text = format!("the tenant's {what} have used up their share of its traffic");
+            return Some((ReasonCode::RetryBudgetSpent, text));
+        }
+        if models.is_some_and(|models| models.contains(&**offer.model)) {
+            return Some((
+                ReasonCode::RetryBudgetSpent,
+                format!("{what} to it have used up their share of the traffic"),
+            ));
+        }
         let standing = self.state(offer)?;
         let code = match (standing.state, purpose) {
             (State::Open, _) | (State::Probation, Purpose::Escalation) => ReasonCode::BreakerOpen,
             (State::Capped, _) => ReasonCode::TrafficCapped,
-            (State::FirstOnly, Purpose::Fallback | Purpose::Escalation) => ReasonCode::RetryBudgetSpent,
-            (State::Probation | State::FirstOnly, _) => return None,
+            (State::Probation, _) => return None,
         };
         Some((code, standing.why.clone()))
     }
@@ -86,9 +107,9 @@ impl Circumstances {
     /// The one of `offers`, all of them out of service, that does least harm.
     fn least_bad(&self, offers: &[Offer<'_>]) -> Option<usize> {
         let badness = |offer: &Offer<'_>| {
-            self.state(offer).map_or((State::FirstOnly, 0.0), |standing| (standing.state, standing.failing))
+            self.state(offer).map_or((None, 0.0), |standing| (Some(standing.state), standing.failing))
         };
-        let worse = |a: (State, f64), b: (State, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
+        let worse = |a: (Option<State>, f64), b: (Option<State>, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
         // `min_by` gives the first of equals: the chain's order decides between them.
         let least = offers.iter().enumerate().min_by(|(_, a), (_, b)| worse(badness(a), badness(b)));
         least.map(|(position, _)| position)
@@ -97,13 +118,6 @@ impl Circumstances {
 
 impl Guard for Circumstances {
     fn review(&self, purpose: Purpose, offers: &[Offer<'_>]) -> Vec<Option<(ReasonCode, String)>> {
-        if self.models.is_empty() && !self.retries_spent {
-            return Vec::new();
-        }
-        if self.retries_spent && purpose != Purpose::Route {
-            let text = || "the tenant's fallbacks and escalations have used up their share of its traffic".to_owned();
-            return offers.iter().map(|_| Some((ReasonCode::RetryBudgetSpent, text()))).collect();
-        }
         let mut verdicts: Vec<_> = offers.iter().map(|offer| self.verdict(purpose, offer)).collect();
         // An answer by a bad model is better than none; a retry is not worth it.
         if purpose == Purpose::Route
@@ -136,14 +150,12 @@ impl Guard for Circumstances {
             order.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
         }
         // The sort is stable: what may serve as usual keeps its order before what may not.
-        order.sort_by_key(|position| state(position).filter(|state| *state != State::FirstOnly));
+        order.sort_by_key(state);
         let Some(selected) = order.first().copied() else { return Arrangement::default() };
         let name = offer(&selected).map_or_else(String::new, |offer| offer.model.to_string());
         let because = |code, text: &str| Some(Reason::about(code, name.as_str(), format!("{name} {text}")));
         let selected_because = match state(&selected) {
-            Some(State::Open | State::Capped | State::Probation) => {
-                because(ReasonCode::LastResort, "is out of service for now, and so is every other candidate")
-            }
+            Some(_) => because(ReasonCode::LastResort, "is out of service for now, and so is every other candidate"),
             _ if self.probes.contains(&name) => {
                 because(ReasonCode::BreakerProbe, "failed lately; this request tries whether it answers again")
             }
@@ -153,18 +165,20 @@ impl Guard for Circumstances {
             _ => None,
         };
         let mut reasons = Vec::new();
-        if self.retries_spent && order.len() > 1 {
+        if self.fallbacks_spent && order.len() > 1 {
             let text = "no fallbacks: the tenant's have used up their share of its traffic";
             reasons.push(Reason::new(ReasonCode::RetryBudgetSpent, text));
             order.truncate(1);
         }
         order.retain(|position| {
-            let spent = *position != selected && state(position) == Some(State::FirstOnly);
-            if let Some(offer) = offer(position).filter(|_| spent) {
-                let text = format!("{} is no fallback: retries have used up their share of its traffic", offer.model);
+            let spent =
+                offer(position).filter(|offer| *position != selected && self.no_fallback.contains(&**offer.model));
+            if let Some(offer) = spent {
+                let text =
+                    format!("{} is no fallback: those to it have used up their share of the traffic", offer.model);
                 reasons.push(Reason::about(ReasonCode::RetryBudgetSpent, &**offer.model, text));
             }
-            !spent
+            spent.is_none()
         });
         Arrangement { order, selected_because, reasons }
     }
@@ -221,8 +235,21 @@ mod tests {
         check(&with(&[("a", State::Open, 1.0)]), &["b", "c"]);
         check(&with(&[("a", State::Probation, 1.0)]), &["b", "c", "a"]);
         check(&with(&[("a", State::Capped, 0.0)]), &["b", "c"]);
-        check(&with(&[("a", State::FirstOnly, 0.0), ("b", State::FirstOnly, 0.0)]), &["a", "c"]);
-        check(&Circumstances { retries_spent: true, ..Circumstances::default() }, &["a"]);
+        let spent = ["a".to_owned(), "b".to_owned()].into();
+        check(&Circumstances { no_fallback: spent, ..Circumstances::default() }, &["a", "c"]);
+        check(&Circumstances { fallbacks_spent: true, ..Circumstances::default() }, &["a"]);
+        let spent = || Circumstances {
+            escalations_spent: true,
+            no_escalation: ["a".to_owned()].into(),
+            ..Circumstances::default()
+        };
+        check(&spent(), &["a", "b", "c"]);
+        let steps = |circumstances: &Circumstances| {
+            circumstances.review(Purpose::Escalation, &offers(&all)).iter().filter(|verdict| verdict.is_none()).count()
+        };
+        assert_eq!(steps(&spent()), 0);
+        assert_eq!(steps(&Circumstances { escalations_spent: false, ..spent() }), 2);
+        assert_eq!(steps(&with(&[("a", State::Probation, 1.0)])), 2);
         check(&Circumstances { cheapest_first: true, ..Circumstances::default() }, &["b", "c", "a"]);
     }
 
@@ -251,10 +278,10 @@ mod tests {
     }
 
     fn circumstances() -> impl Strategy<Value = Circumstances> {
-        let state = prop_oneof![Just(State::FirstOnly), Just(State::Probation), Just(State::Capped), Just(State::Open)];
+        let state = prop_oneof![Just(State::Probation), Just(State::Capped), Just(State::Open)];
         let model = (prop::sample::select(vec!["a", "b", "c", "d"]), state, 0.0..=1.0);
         (prop::collection::vec(model, 0..5), any::<bool>(), any::<bool>()).prop_map(|(models, retries, cheapest)| {
-            Circumstances { retries_spent: retries, cheapest_first: cheapest, ..with(&models) }
+            Circumstances { fallbacks_spent: retries, cheapest_first: cheapest, ..with(&models) }
         })
     }
 
@@ -269,7 +296,7 @@ mod tests {
             once.sort();
             once.dedup();
             prop_assert_eq!(once.len(), tried.len());
-            let usual = |name: &str| circumstances.models.get(name).is_none_or(|s| s.state == State::FirstOnly);
+            let usual = |name: &str| !circumstances.models.contains_key(name);
             if all.iter().any(|name| usual(name)) {
                 prop_assert!(usual(&tried[0]), "{} serves though others could as usual", tried[0]);
             }

@@ -62,9 +62,11 @@ pub struct BreakerSpec {
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(default)]
 pub struct TrafficSpec {
-    /// Fallbacks and escalations per first attempt, of each tenant and to each model. Default 0.1.
-    pub retry_share: f64,
-    /// Fallbacks and escalations that each tenant and model may have per second whatever its traffic. Default 1.
+    /// Fallbacks per first attempt, of each tenant and to each model. Default 0.1.
+    pub fallback_share: f64,
+    /// Escalations per first attempt, of each tenant and to each model. Default 1.
+    pub escalation_share: f64,
+    /// Fallbacks, and escalations, that each tenant and model may have per second whatever the traffic. Default 1.
     pub retry_min_per_second: f64,
     /// The most that a model may receive of all requests, as a share, by model.
     #[serde(skip_serializing_if = "is_default")]
@@ -147,7 +149,7 @@ impl Default for BreakerSpec {
 
 impl Default for TrafficSpec {
     fn default() -> Self {
-        Self { retry_share: 0.1, retry_min_per_second: 1.0, caps: BTreeMap::new() }
+        Self { fallback_share: 0.1, escalation_share: 1.0, retry_min_per_second: 1.0, caps: BTreeMap::new() }
     }
 }
 

@@ -28,7 +28,7 @@ pub struct OutcomeMetrics {
     breakers: Family<NameLabels, Gauge>,
     transitions: Family<TransitionLabels, Counter>,
     over_cap: Family<ModelLabels, Counter>,
-    retries_spent: Family<ScopeLabels, Counter>,
+    retries_spent: Family<RetryLabels, Counter>,
     limited: Family<LimitLabels, Counter>,
     soft: Family<TenantLabels, Counter>,
     spent: Family<TenantLabels, Gauge<f64, AtomicU64>>,
@@ -85,8 +85,8 @@ struct TransitionLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ScopeLabels {
-    scope: &'static str,
+struct RetryLabels {
+    retry: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -184,7 +184,7 @@ impl OutcomeMetrics {
         r.register("over_cap", "Requests that a model received above its share of the traffic", own.over_cap.clone());
         r.register(
             "retry_budget_spent",
-            "Decisions without fallbacks because retries had used up their share",
+            "Decisions for tenants whose fallbacks, or escalations, have used up their share",
             own.retries_spent.clone(),
         );
         r.register("limited_requests", "Requests refused by a tenant's limits", own.limited.clone());
@@ -269,9 +269,9 @@ impl OutcomeMetrics {
         self.over_cap.get_or_create(&ModelLabels { model: model.to_owned() }).inc();
     }
 
-    /// A decision had to go without fallbacks.
-    pub fn record_retry_budget_spent(&self, scope: &'static str) {
-        self.retries_spent.get_or_create(&ScopeLabels { scope }).inc();
+    /// A tenant's fallbacks, or escalations, had used up their share when it asked.
+    pub fn record_retry_budget_spent(&self, retry: &'static str) {
+        self.retries_spent.get_or_create(&RetryLabels { retry }).inc();
     }
 
     /// A request was refused by the limits of a tenant of the policy.

@@ -230,9 +230,8 @@ impl Outcome {
         let share = extra as f64 / n as f64;
         println!("{n} requests, {extra} extra calls ({:.1} %), {} without an answer", share * 100.0, lost.len());
         println!("recoveries (model, healed at, seconds to a closed breaker): {:?}", self.recoveries);
-        let after_a_window = |at: &&f64| {
-            !plan.events.iter().any(|(fault, ..)| (*fault..*fault + BREAKER_WINDOW).contains(*at))
-        };
+        let after_a_window =
+            |at: &&f64| !plan.events.iter().any(|(fault, ..)| (*fault..*fault + BREAKER_WINDOW).contains(*at));
         assert_eq!(lost.iter().filter(after_a_window).count(), 0, "users saw failures at {lost:?}");
         assert!(share <= 0.10, "{extra} extra calls for {n} requests");
         // No model above its cap, over the whole and between any two events.
@@ -246,7 +245,10 @@ impl Outcome {
                 within.iter().flat_map(|seen| &seen.calls).filter(|(called, _)| called == model).count() as f64
             };
             let shares = ["a", "b", "c"].map(|model| calls(model) / within.len() as f64);
-            println!("{from:6.1} to {to:6.1} s: calls per request to a {:.2}, b {:.2}, c {:.2}", shares[0], shares[1], shares[2]);
+            println!(
+                "{from:6.1} to {to:6.1} s: calls per request to a {:.2}, b {:.2}, c {:.2}",
+                shares[0], shares[1], shares[2]
+            );
             for model in ["a", "b"] {
                 let most = CAP * within.len() as f64 + CAP_BURST;
                 assert!(calls(model) <= most + 1.0, "{model}: {} calls, {most} allowed", calls(model));
@@ -277,9 +279,8 @@ impl Outcome {
             }
             bins.iter().enumerate().map(|(bin, n)| ((bin as f64 + 0.5) * step, *n as f64 / step)).collect()
         };
-        let to = |model: &'static str| {
-            move |seen: &Seen| seen.calls.iter().filter(|(called, _)| called == model).count()
-        };
+        let to =
+            |model: &'static str| move |seen: &Seen| seen.calls.iter().filter(|(called, _)| called == model).count();
         let lost = |seen: &Seen| usize::from(!seen.calls.iter().any(|(_, ok)| *ok));
         let lines: [(&str, RGBColor, Vec<(f64, f64)>); 5] = [
             ("calls to a", RGBColor(31, 119, 180), series(&to("a"))),

@@ -190,11 +190,8 @@ async fn a_tenant_may_ask_only_so_often_and_made_up_ones_share_what_there_is() {
     let (service, _dir, _) = Service::with_policy(&format!("{POLICY}{limits}"), RawConfig::default());
     let mut router = service.router().await;
     let mut admitted = async |tenant: &str| {
-        let request = proto::RouteRequest {
-            tenant: tenant.into(),
-            priority: proto::Priority::High.into(),
-            ..ask("an easy one")
-        };
+        let request =
+            proto::RouteRequest { tenant: tenant.into(), priority: proto::Priority::High.into(), ..ask("an easy one") };
         match router.route(request).await {
             Ok(_) => true,
             Err(status) => {

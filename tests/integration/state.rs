@@ -55,7 +55,18 @@ impl Redis {
     fn spawn(port: u16, dir: &tempfile::TempDir) -> Child {
         let port = port.to_string();
         Command::new("redis-server")
-            .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "always"])
+            .args([
+                "--port",
+                &port,
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "always",
+            ])
             .arg("--dir")
             .arg(dir.path())
             .stdout(Stdio::null())
@@ -121,8 +132,7 @@ impl Pair {
 }
 
 async fn decide(service: &Service, tenant: &str, session: &str, text: &str) -> Option<proto::Decision> {
-    let request =
-        proto::RouteRequest { tenant: tenant.into(), session_id: session.into(), ..ask(text) };
+    let request = proto::RouteRequest { tenant: tenant.into(), session_id: session.into(), ..ask(text) };
     match service.router().await.route(request).await {
         Ok(answer) => answer.into_inner().decision,
         Err(status) => {
@@ -154,7 +164,8 @@ async fn two_servers_keep_one_budget_one_rate_and_one_session() {
         service.router().await.report_outcome(report).await.unwrap();
     }
     assert_eq!(decide_many(&pair, "acme", 20).await.len(), 4);
-    let rate = [&pair.a, &pair.b, &pair.a, &pair.b, &pair.a, &pair.b].map(|service| decide(service, "gamma", "", "easy"));
+    let rate =
+        [&pair.a, &pair.b, &pair.a, &pair.b, &pair.a, &pair.b].map(|service| decide(service, "gamma", "", "easy"));
     let admitted = futures_util::future::join_all(rate).await.into_iter().flatten().count();
     assert!((3..=4).contains(&admitted), "a burst of 4 over both, a tenth of it for higher priorities: {admitted}");
     let strong = decide(&pair.a, "", "talk", "a hard question").await.unwrap();
