@@ -6,6 +6,7 @@ mod edit;
 mod experiments;
 mod findings;
 mod guard;
+mod operation;
 mod properties;
 mod resolve;
 mod scenarios;
