@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::domain::{
-    Candidate, Classification, ConfidenceOf, Escalation, Fallback, Language, Probability, Reason, ReasonCode,
+    Candidate, Classification, ConfidenceOf, Escalation, Fallback, FanOut, Language, Probability, Reason, ReasonCode,
     Requirements, Source, Tier, TierChoice,
 };
 use crate::rules::RuleOutcome;
@@ -63,6 +63,8 @@ pub struct Resolution {
     pub fallbacks: Vec<Fallback>,
     /// What to do when the answer is not good enough.
     pub escalation: Option<Escalation>,
+    /// Whom to ask at once, where the policy says so.
+    pub fan_out: Option<FanOut>,
     /// Why, in the order the reasons applied; removed candidates included.
     pub reasons: Vec<Reason>,
 }
@@ -386,7 +388,15 @@ impl<'a> Course<'a> {
             candidate: demand.candidate(model),
             reason: Reason::about(ReasonCode::NextInChain, &*model.name, format!("next in chain {}", chain.name)),
         });
+        let in_order: Vec<&Model> = std::iter::once(called)
+            .chain(usable.iter().map(|(_, model)| *model).filter(|model| model.name != called.name))
+            .collect();
+        let fan_out = self.scope.fan_out(demand, (&intent.label, tier.tier), &in_order).and_then(|(fan_out, why)| {
+            self.reasons.push(why);
+            fan_out
+        });
         Ok(Resolution {
+            fan_out,
             intent: intent.label,
             intent_probability: intent.probability,
             tier: tier.tier,

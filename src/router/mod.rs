@@ -359,6 +359,7 @@ impl Router {
             selected: resolution.selected,
             fallbacks: resolution.fallbacks,
             escalation: resolution.escalation,
+            fan_out: resolution.fan_out,
             intent: IntentCall {
                 label: resolution.intent,
                 probability: resolution.intent_probability,
