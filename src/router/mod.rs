@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::batch::{BatchError, BatchOptions, Batcher, Classified};
 use crate::cascade::{Cascades, ContinuationError};
 use crate::classifier::Classifier;
-use crate::decisions::{DecisionLog, Outcome};
+use crate::decisions::{DecisionLog, DriftMonitor, Outcome};
 use crate::domain::{
     Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery, Language,
     PolicyRef, Query, Reason, ReasonCode, Source, TierChoice, Timings,
@@ -38,6 +38,7 @@ pub struct Router {
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
     cascades: Option<Arc<Cascades>>,
+    drift: DriftMonitor,
 }
 
 /// Bounds of a router.
@@ -92,6 +93,8 @@ pub enum DecideError {
 
 /// Confidence at which `Classify` picks a tier, there being no policy to ask.
 pub const DEFAULT_MIN_CONFIDENCE: f64 = 0.80;
+/// Decisions that the last ones are compared with, and as many of them: chance alone makes a PSI of about 0.01.
+const DRIFT_WINDOW: u64 = 2_000;
 /// Kept back from the caller's deadline for answering and for the way home: a tenth of the time left, within bounds.
 const LEAST_MARGIN: Duration = Duration::from_millis(2);
 const MOST_MARGIN: Duration = Duration::from_millis(25);
@@ -126,7 +129,16 @@ impl Router {
     ) -> std::io::Result<Self> {
         let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
         let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
-        Ok(Self { classifier, batcher, policies, cache, metrics, log: None, cascades: None })
+        Ok(Self {
+            classifier,
+            batcher,
+            policies,
+            cache,
+            metrics,
+            log: None,
+            cascades: None,
+            drift: DriftMonitor::new(DRIFT_WINDOW),
+        })
     }
 
     /// Keeps decisions in `log` from now on.
@@ -212,6 +224,9 @@ impl Router {
             sticky_key: if query.session_id.is_empty() { &query.request_id } else { &query.session_id },
         };
         let resolved = clock.time(|timings| &mut timings.policy_us, || scope.resolve(&signals));
+        if let Some(stability) = consulted.classification.as_deref().and_then(|found| self.drift.record(found)) {
+            self.metrics.set_stability(&stability);
+        }
         let shadows = self.shadows(&scope, &assignment, &input, &signals, &resolved);
         let logged = self.log.as_ref().map(|log| {
             let request =
