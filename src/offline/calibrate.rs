@@ -383,3 +383,147 @@ fn logit(p: f64) -> f64 {
     let p = p.clamp(1e-6, 1.0 - 1e-6);
     (p / (1.0 - p)).ln()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+    use serde_json::json;
+
+    use super::*;
+    use crate::decisions::{Context, read_lines};
+    use crate::domain::ClassifierRef;
+    use crate::policy::{PolicyOptions, to_yaml};
+
+    /// Abilities that the answers are made with; the policy thinks otherwise.
+    const TRUE_MINI: f64 = -0.2;
+    const TRUE_BIG: f64 = 2.4;
+
+    const POLICY: &str = r#"
+schema: pointsman.policy/v1
+id: p
+version: "1"
+models:
+  mini: {provider: a, provider_model: m, price_per_million_tokens: {input_usd: 1, output_usd: 1}, context_window_tokens: 8000, ability: 1.2}
+  big: {provider: b, provider_model: b, price_per_million_tokens: {input_usd: 9, output_usd: 9}, context_window_tokens: 8000, ability: 1.9}
+chains: {quick: [mini, big], strong: [big, mini]}
+routes: [{intent: "*", tier: complex, chain: strong}, {intent: "*", tier: "*", chain: quick}]
+escalation: {ladder: [mini, big]}
+experiments: {half: {arms: {a: {weight: 0.7}, b: {weight: 0.3, chains: {quick: [big, mini]}}}}}
+"#;
+
+    fn policy(document: &str) -> Arc<Policy> {
+        Arc::new(Policy::load(document.as_bytes(), &PolicyOptions::default()).unwrap())
+    }
+
+    fn sigmoid(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    /// Logs of `n` requests decided by the policy; queries become harder by `shift` in the later half.
+    fn logs(n: usize, shift: f64) -> (Lines, Vec<OutcomeReport>) {
+        let policy = policy(POLICY);
+        let mut rng = StdRng::seed_from_u64(11);
+        let reference = ClassifierRef { name: "c".into(), version: "1".into(), sha256: "00".into() };
+        let intents: Arc<[Arc<str>]> = [Arc::from("open_qa")].into();
+        let context = Context::new(&policy, &reference, &intents, &crate::domain::TierControl::default());
+        let mut log = read_lines([]);
+        log.contexts.insert(Arc::clone(&context.id), Arc::new(context.clone()));
+        let mut outcomes = Vec::new();
+        for i in 0..n {
+            let z: f64 = rng.random_range(-2.5..2.5) + if i >= n / 2 { shift } else { 0.0 };
+            let difficulty = sigmoid(z);
+            let simple = f64::from(u8::from(difficulty < 0.7)) * 0.6 + 0.2;
+            let mut record: DecisionRecord = serde_json::from_value(json!({
+                "time_unix_ms": i, "decision_id": format!("d{i}"), "request_id": format!("r{i}"),
+                "context": context.id, "text_sha256": "00", "layers": ["the policy"],
+                "input": {"bytes": 40, "words": 8, "lines": 1, "tokens": 10},
+                "signals": {"intents": [1.0], "difficulty": difficulty, "tiers": [simple, 0.1, 0.9 - simple], "out_of_scope": 0.0},
+                "outcome": {"kind": "refused"},
+            }))
+            .unwrap();
+            record.outcome = replay(&record, &context, &policy).unwrap();
+            let model = record.outcome.model().unwrap().to_owned();
+            let right = sigmoid(if model == "mini" { TRUE_MINI } else { TRUE_BIG } - z);
+            let outcome = json!({
+                "time_unix_ms": i, "decision_id": format!("d{i}"), "model": model, "tokens": 0, "cost_usd": 0.0, "latency_ms": 0,
+                "score": f64::from(u8::from(rng.random::<f64>() < right)),
+            });
+            outcomes.push(serde_json::from_value(outcome).unwrap());
+            log.records.push(Arc::new(record));
+        }
+        (log, outcomes)
+    }
+
+    fn quick() -> Bootstrap {
+        Bootstrap { n_draws: 60, ..Bootstrap::default() }
+    }
+
+    #[test]
+    fn abilities_and_the_value_of_the_candidate_are_recovered() {
+        let (log, outcomes) = logs(4_000, 0.0);
+        let current = policy(POLICY);
+        let found = run(&log, &outcomes, &current, &quick());
+        assert_eq!((found.counts.first_attempts, found.counts.unknown), (4_000, 0));
+        for (model, truth) in [("mini", TRUE_MINI), ("big", TRUE_BIG)] {
+            let finding = found.models.iter().find(|finding| finding.model == model).unwrap();
+            let [low, high] = finding.interval;
+            assert!((low - 0.1..high + 0.1).contains(&truth) && high - low < 0.7, "{finding:?} is not {truth}");
+        }
+        let success = found.success.as_ref().unwrap();
+        assert!(success.predicted - success.observed.value > 0.05, "mini was overrated: {success:?}");
+        assert!(success.shift.unwrap().low < 0.0 && success.shift.unwrap().high > 0.0, "nothing drifts");
+
+        let document = to_yaml(&serde_json::to_value(candidate(&found, &current)).unwrap());
+        let tried = policy(&document);
+        assert!(tried.version().ends_with("+calibrated"));
+        let known = tried.spec().models["mini"].ability.unwrap();
+        assert!((known - TRUE_MINI).abs() < 0.3, "{known}");
+
+        // The candidate that always takes the strong model, whose value is known.
+        let strong = policy(
+            &POLICY
+                .replace("quick: [mini, big], strong", "quick: [big, mini], strong")
+                .replace("ability: 1.9", "ability: 2.4"),
+        );
+        let truth =
+            log.records.iter().map(|record| sigmoid(TRUE_BIG - latent(record.signals.as_ref().unwrap().difficulty)));
+        let truth = mean(truth).unwrap();
+        let value = candidate_value(&log, &outcomes, (&current, &strong), &quick());
+        for estimate in [value.inverse_propensity, value.doubly_robust].map(Option::unwrap) {
+            assert!((estimate.value - truth).abs() < 0.03, "{estimate:?} is not {truth}");
+        }
+        assert!(value.logged.unwrap().value < truth - 0.05 && value.overlap < 0.8);
+    }
+
+    #[test]
+    fn drift_is_seen_and_what_cannot_be_used_is_counted() {
+        let (log, mut outcomes) = logs(1_200, 1.5);
+        let unavailable =
+            OutcomeReport { failure: Some(crate::domain::FailureKind::Timeout), score: None, ..outcomes[0].clone() };
+        outcomes.push(OutcomeReport { decision_id: "nobody".into(), ..unavailable.clone() });
+        outcomes.push(unavailable);
+        let found = run(&log, &outcomes, &policy(POLICY), &quick());
+        assert_eq!((found.counts.unknown, found.counts.not_graded), (1, 1));
+        let difficulty = found.drift.iter().find(|drift| drift.signal == "difficulty").unwrap();
+        assert!(difficulty.stability > 0.25 && difficulty.by_chance < 0.05, "{difficulty:?}");
+        let intent = found.drift.iter().find(|drift| drift.signal == "intent").unwrap();
+        assert!(intent.stability < 0.01, "{intent:?}");
+        let few = run(&log, &outcomes[..50], &policy(POLICY), &quick());
+        assert!(few.success.is_none() && few.min_confidence.is_none(), "50 answers say too little");
+    }
+
+    #[test]
+    fn the_logistic_map_finds_what_the_scores_were_made_with() {
+        let mut rng = StdRng::seed_from_u64(5);
+        let pairs: Vec<(f64, f64)> = (0..20_000)
+            .map(|_| {
+                let p: f64 = rng.random_range(0.05..0.95);
+                let right = sigmoid(-0.5 + 1.6 * logit(p));
+                (p, f64::from(u8::from(rng.random::<f64>() < right)))
+            })
+            .collect();
+        let (intercept, slope) = logistic(pairs.into_iter()).unwrap();
+        assert!((intercept + 0.5).abs() < 0.1 && (slope - 1.6).abs() < 0.1, "{intercept} {slope}");
+    }
+}
