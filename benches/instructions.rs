@@ -14,8 +14,7 @@ fn main() {
     // `cargo bench` adds a flag of its own, `cargo test --benches` another.
     let arguments: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let [rows, length, passes] = *arguments.first_chunk().unwrap_or(&[1, 16, 1]);
-    let options =
-        EncoderOptions { precision: Precision::Int8, threads: 1, ..EncoderOptions::exact(&Device::Cpu, 256) };
+    let options = EncoderOptions { precision: Precision::Int8, threads: 1, ..EncoderOptions::exact(&Device::Cpu, 256) };
     let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models");
     let artifact = Artifact::<EncoderManifest>::load("all-MiniLM-L6-v2", &[models]).unwrap();
     let encoder = Encoder::load(&artifact, None, &options).unwrap();

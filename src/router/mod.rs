@@ -5,6 +5,7 @@
 
 mod cache;
 mod journal;
+mod languages;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +24,7 @@ use crate::telemetry::{Metrics, Stage};
 use crate::text::{self, Prepared};
 use cache::ClassificationCache;
 use journal::Logged;
+use languages::Languages;
 
 /// Everything a decision needs. Shared by all requests.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ pub struct Router {
     batcher: Batcher,
     policies: Arc<PolicyStore>,
     cache: Option<ClassificationCache>,
+    languages: Languages,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
 }
@@ -118,7 +121,8 @@ impl Router {
     ) -> std::io::Result<Self> {
         let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
         let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
-        Ok(Self { classifier, batcher, policies, cache, metrics, log: None })
+        let languages = Languages::new(options.cache_entries);
+        Ok(Self { classifier, batcher, policies, cache, languages, metrics, log: None })
     }
 
     /// Keeps decisions in `log` from now on.
@@ -166,7 +170,7 @@ impl Router {
         };
         let scope = scope.with_experiments(&assignment);
 
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let input = RuleInput {
             text: &prepared.text,
             signals: &prepared.signals,
@@ -228,7 +232,7 @@ impl Router {
     pub async fn classify(&self, query: &Query, deadline: Option<Instant>) -> Result<Signalled, DecideError> {
         query.check()?;
         let mut clock = Clock::start();
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let consulted = self.consult(&prepared, query, deadline, &mut clock).await;
         let Some(classification) = consulted.classification else {
             return Err(consulted.failure.unwrap_or(BatchError::Failed).into());
