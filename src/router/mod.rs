@@ -6,6 +6,7 @@
 mod cache;
 mod escalate;
 mod journal;
+mod languages;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +28,7 @@ use cache::ClassificationCache;
 use escalate::Beginning;
 pub use escalate::EscalateQuery;
 use journal::Logged;
+use languages::Languages;
 
 /// Everything a decision needs. Shared by all requests.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ pub struct Router {
     batcher: Batcher,
     policies: Arc<PolicyStore>,
     cache: Option<ClassificationCache>,
+    languages: Languages,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
     cascades: Option<Arc<Cascades>>,
@@ -129,11 +132,13 @@ impl Router {
     ) -> std::io::Result<Self> {
         let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
         let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
+        let languages = Languages::new(options.cache_entries);
         Ok(Self {
             classifier,
             batcher,
             policies,
             cache,
+            languages,
             metrics,
             log: None,
             cascades: None,
@@ -192,7 +197,7 @@ impl Router {
         };
         let scope = scope.with_experiments(&assignment);
 
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let input = RuleInput {
             text: &prepared.text,
             signals: &prepared.signals,
@@ -269,7 +274,7 @@ impl Router {
     pub async fn classify(&self, query: &Query, deadline: Option<Instant>) -> Result<Signalled, DecideError> {
         query.check()?;
         let mut clock = Clock::start();
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let consulted = self.consult(&prepared, query, deadline, &mut clock).await;
         let Some(classification) = consulted.classification else {
             return Err(consulted.failure.unwrap_or(BatchError::Failed).into());
