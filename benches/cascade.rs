@@ -70,6 +70,7 @@ fn continuation(policy: &Policy, model: &str) -> Continuation {
         chain: "general".into(),
         forbidden: vec![],
         tried: policy.tried(model, 0.001).into_iter().collect(),
+        together: 1,
         hops: 0,
         tokens_used: 0,
         cost_usd: 0.0,

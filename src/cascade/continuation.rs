@@ -64,6 +64,8 @@ pub struct Continuation {
     pub forbidden: Vec<Arc<str>>,
     /// What was tried, the last one being what the decision selects.
     pub tried: Vec<Tried>,
+    /// How many of the last ones were asked at once.
+    pub together: u32,
     /// Escalations so far.
     pub hops: u32,
     /// Tokens used so far, as far as the caller told.
@@ -223,6 +225,7 @@ impl Continuation {
             w.float(tried.price_usd);
             w.float(tried.cost_usd);
         });
+        w.number(self.together.into());
         w.number(self.hops.into());
         w.number(self.tokens_used);
         w.float(self.cost_usd);
@@ -273,6 +276,7 @@ impl Continuation {
                     cost_usd: r.float()?,
                 })
             })?,
+            together: r.small()?,
             hops: r.small()?,
             tokens_used: r.number()?,
             cost_usd: r.float()?,

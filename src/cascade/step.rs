@@ -104,12 +104,16 @@ impl Continuation {
     /// Takes down what the last step came to. What was told before stands: neither tokens nor cost ever fall.
     fn account(&mut self, observed: &Observed, unavailable: bool) {
         self.tokens_used = self.tokens_used.max(observed.tokens_used);
-        let Some(last) = self.tried.last_mut() else { return };
-        last.answered = !unavailable;
+        let together = std::mem::replace(&mut self.together, 1) as usize;
+        let mut estimated = 0.0;
+        for tried in self.tried.iter_mut().rev().take(together) {
+            tried.answered = !unavailable;
+            estimated += tried.cost_usd;
+        }
         if observed.cost_usd > 0.0 {
             self.cost_usd = self.cost_usd.max(observed.cost_usd);
         } else if !unavailable {
-            self.cost_usd += last.cost_usd;
+            self.cost_usd += estimated;
         }
     }
 

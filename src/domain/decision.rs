@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CascadeState, Distribution, Probability, Reason, Tier};
@@ -22,6 +23,9 @@ pub struct Decision {
     pub fallbacks: Vec<Fallback>,
     /// What to do when the answer is not good enough.
     pub escalation: Option<Escalation>,
+    /// Whom to ask at once, where the policy says so; the selected one among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fan_out: Option<FanOut>,
     /// What kind of task it is.
     pub intent: IntentCall,
     /// How capable a model it needs.
@@ -90,6 +94,30 @@ pub struct Fallback {
     pub candidate: Candidate,
     /// Why it is in the list.
     pub reason: Reason,
+}
+
+/// Several candidates to ask at once.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FanOut {
+    /// How one answer is made of theirs.
+    pub combine: Combine,
+    /// Whom to ask, the selected one first.
+    pub candidates: Vec<Candidate>,
+    /// Estimated cost of all their answers.
+    pub estimated_cost_usd: f64,
+}
+
+/// How the answers of several candidates become one.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// The first usable answer.
+    #[default]
+    First,
+    /// The answer that scores best.
+    BestOf,
+    /// The answer that most of them give; of as many, the one whose candidate comes first.
+    Vote,
 }
 
 /// The next, stronger step.

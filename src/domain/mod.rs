@@ -15,8 +15,8 @@ pub mod tier;
 pub use cascade::{CascadeState, NextStep, Observed, Stop, StopReason};
 pub use control::TierControl;
 pub use decision::{
-    Candidate, Cascade, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm,
-    Fallback, InputReport, IntentCall, PolicyRef, Source, Timings,
+    Candidate, Cascade, ClassifierRef, Combine, Complexity, Confidence, ConfidenceOf, Decision, Escalation,
+    ExperimentArm, Fallback, FanOut, InputReport, IntentCall, PolicyRef, Source, Timings,
 };
 pub use outcome::{Attempt, FailureKind, OutcomeReport};
 pub use probability::{Distribution, Probability};

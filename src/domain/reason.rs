@@ -120,6 +120,8 @@ reason_codes! {
     ClassifierChanged = "CLASSIFIER_CHANGED",
     /// The continuation would be longer than allowed; the decision has none.
     ContinuationTooLarge = "CONTINUATION_TOO_LARGE",
+    /// The policy asks several candidates at once.
+    FanOut = "FAN_OUT",
     /// The signals came from the decision cache.
     Cached = "CACHED",
     /// The classifier was not consulted; rules, features and the safe default answered.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::experiment::ExperimentSpec;
 use super::operation::{HealthSpec, LimitsSpec, SessionsSpec, TrafficSpec};
-use crate::domain::{Probability, Tier};
+use crate::domain::{Combine, Probability, Tier};
 use crate::rules::RuleSpec;
 
 /// The schema this version reads.
@@ -105,6 +105,10 @@ pub struct LayerSpec {
     /// Value by value the most specific wins.
     #[serde(skip_serializing_if = "is_default")]
     pub sessions: SessionsSpec,
+    /// Kinds of requests to ask of several models at once. Looked at from the top, the most specific layer's first; the
+    /// first that fits wins.
+    #[serde(skip_serializing_if = "is_default")]
+    pub fan_out: Vec<FanOutSpec>,
     /// Use this chain whatever the query says; the most specific wins.
     #[serde(skip_serializing_if = "is_default")]
     pub chain: Option<String>,
@@ -266,6 +270,19 @@ pub struct EscalationSpec {
     /// Longest time from the first decision to the last, in milliseconds. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_duration_ms: Option<u64>,
+}
+
+/// A kind of requests to ask of several models at once.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct FanOutSpec {
+    /// Intents it takes; `"*"` is any.
+    pub intent: Vec<String>,
+    /// Tiers it takes; `"*"` is any.
+    pub tier: Vec<TierPattern>,
+    /// How many of the chain's usable models, the selected one included: 2 to 8, for a vote at least 3.
+    pub models: u32,
+    /// How the caller makes one answer of theirs.
+    pub combine: Combine,
 }
 
 /// What judges answers.

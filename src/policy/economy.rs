@@ -81,6 +81,16 @@ impl Scorer {
         self.at_evidence(weak, strong, x.clamp(-FARTHEST, FARTHEST), threshold)
     }
 
+    /// Evidence of an answer that is `right`, 0..1, with `noise` of a standard normal distribution.
+    pub fn evidence(&self, right: f64, noise: f64) -> f64 {
+        self.separation * (right - 0.5) + noise
+    }
+
+    /// P(an answer is good) on `evidence`, where `success` was expected before.
+    pub fn score(&self, success: f64, evidence: f64) -> f64 {
+        sigmoid(logit(success) + self.separation * evidence)
+    }
+
     fn at_evidence(&self, weak: Prospect, strong: Prospect, x: f64, threshold: f64) -> CascadeEstimate {
         let (good, bad) = self.kept(x);
         let kept = weak.success * good + (1.0 - weak.success) * bad;

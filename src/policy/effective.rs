@@ -64,6 +64,7 @@ fn merge(base: &mut LayerSpec, over: &LayerSpec) {
     general.max_cost_usd = own.max_cost_usd.or(general.max_cost_usd);
     general.budget_share = own.budget_share.or(general.budget_share);
     general.max_duration_ms = own.max_duration_ms.or(general.max_duration_ms);
+    base.fan_out.splice(0..0, over.fan_out.iter().cloned());
     base.chain = over.chain.clone().or(base.chain.take());
 }
 

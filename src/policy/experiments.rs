@@ -136,6 +136,7 @@ fn touched(experiment: &ExperimentSpec) -> Vec<String> {
             (layer.escalation != EscalationSpec::default(), "escalation"),
             (layer.limits != LimitsSpec::default(), "limits"),
             (layer.sessions != SessionsSpec::default(), "sessions"),
+            (!layer.fan_out.is_empty(), "fan_out"),
         ] {
             if changes {
                 touched.push(what.to_owned());

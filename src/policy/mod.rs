@@ -17,6 +17,7 @@ mod effective;
 mod experiment;
 mod experiments;
 mod explain;
+mod fan_out;
 mod finding;
 mod guard;
 mod isolate;
@@ -40,9 +41,9 @@ pub use assign::{Assignment, KeyDigest};
 pub use circumstances::{Circumstances, Standing, State};
 pub use diff::{Answer, Change, Effect, PolicyDiff, certain, changes, diff, effects, named_intents};
 pub use document::{
-    AccessPath, AnswerLengthSpec, Capability, CheapFirst, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec,
-    PriceSpec, ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, ScorerSpec, TenantSpec, ThresholdsSpec,
-    TierPattern, UnknownTenant,
+    AccessPath, AnswerLengthSpec, Capability, CheapFirst, DefaultsSpec, Document, EscalationSpec, FanOutSpec,
+    LayerSpec, ModelSpec, PriceSpec, ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, ScorerSpec,
+    TenantSpec, ThresholdsSpec, TierPattern, UnknownTenant,
 };
 pub use economy::{CascadeEstimate, Prospect, Scorer};
 pub use edit::{EditError, set_provider_enabled};

@@ -67,6 +67,7 @@ const LAYER_FIELDS: &[&str] = &[
     "rules",
     "thresholds",
     "escalation",
+    "fan_out",
     "limits",
     "sessions",
     "chain",
@@ -224,6 +225,7 @@ impl DocumentReader {
             "limits" => layer.limits = self.value(&entry.value, path),
             "sessions" => layer.sessions = self.value(&entry.value, path),
             "escalation" => layer.escalation = self.value(&entry.value, path),
+            "fan_out" => layer.fan_out = self.list(&entry.value, path),
             _ => return false,
         }
         true

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::domain::{
-    Candidate, Classification, ConfidenceOf, Escalation, Fallback, Language, Probability, Reason, ReasonCode,
+    Candidate, Classification, ConfidenceOf, Escalation, Fallback, FanOut, Language, Probability, Reason, ReasonCode,
     Requirements, Source, Tier, TierChoice,
 };
 use crate::rules::RuleOutcome;
@@ -63,6 +63,8 @@ pub struct Resolution {
     pub fallbacks: Vec<Fallback>,
     /// What to do when the answer is not good enough.
     pub escalation: Option<Escalation>,
+    /// Whom to ask at once, where the policy says so.
+    pub fan_out: Option<FanOut>,
     /// Why, in the order the reasons applied; removed candidates included.
     pub reasons: Vec<Reason>,
 }
@@ -387,7 +389,9 @@ impl<'a> Course<'a> {
         let mut escalation = next(selected_id, selected);
         let mut called = selected;
         let stays = stays.filter(|reason| reason.subject == *selected.name);
+        let mut spares = false;
         if let Some(because) = stays.or(arrangement.selected_because) {
+            spares = matches!(because.code, ReasonCode::SoftBudgetSpent | ReasonCode::LastResort);
             // What the moment asks for is meant as it says.
             self.reasons.push(because);
         } else if let Some((strong_id, strong)) = self.false_economy(demand, selected, escalation.as_ref()) {
@@ -409,7 +413,17 @@ impl<'a> Course<'a> {
             candidate: demand.candidate(model),
             reason: Reason::about(ReasonCode::NextInChain, &*model.name, format!("next in chain {}", chain.name)),
         });
+        let in_order: Vec<&Model> = std::iter::once(called)
+            .chain(ordered.iter().map(|(_, model)| *model).filter(|model| model.name != called.name))
+            .collect();
+        // Asking several is for better times.
+        let fan_out = self.scope.fan_out(demand, (&intent.label, tier.tier), &in_order).filter(|_| !spares);
+        let fan_out = fan_out.and_then(|(fan_out, why)| {
+            self.reasons.push(why);
+            fan_out
+        });
         Ok(Resolution {
+            fan_out,
             intent: intent.label,
             intent_probability: intent.probability,
             tier: tier.tier,

@@ -54,6 +54,8 @@ pub enum ScopeError {
     },
 }
 
+/// Most combinations of arms that are told apart; experiments beyond are taken as not there.
+const MAX_ARM_CHOICES: usize = 64;
 /// Thresholds when no layer has them.
 const MIN_CONFIDENCE: f64 = 0.80;
 const MIN_INTENT_CONFIDENCE: f64 = 0.35;
@@ -146,6 +148,23 @@ impl Scope {
                 (told, shadow)
             })
             .collect()
+    }
+
+    /// Every choice of arms that the request could have got, each arm with its probability; one without any where no
+    /// experiment takes it.
+    pub fn arm_choices(&self, request: &Assignment<'_>) -> Vec<Vec<ExperimentArm>> {
+        let serving = self.policy.experiments.iter().filter(|experiment| experiment.kind != ExperimentKind::Shadow);
+        serving.fold(vec![Vec::new()], |choices, experiment| {
+            let arms = experiment.shares(&self.tenant, &self.role, request);
+            if arms.is_empty() || choices.len() * arms.len() > MAX_ARM_CHOICES {
+                return choices;
+            }
+            let with = |choice: &Vec<ExperimentArm>| {
+                let choice = choice.clone();
+                arms.clone().into_iter().map(move |arm| [choice.clone(), vec![arm]].concat())
+            };
+            choices.iter().flat_map(with).collect()
+        })
     }
 
     /// The scope with the arms of `told`, whatever the request would get now; an arm that is not in the policy any more

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::domain::Combine;
 use crate::rules::{Path, RuleProblem, RuleSet};
 
 use super::check_operation::{check_health, check_limits, check_sessions, check_traffic};
 use super::document::{
-    DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, RouteSpec, SafeAnswerSpec, TierPattern,
+    DefaultsSpec, Document, EscalationSpec, FanOutSpec, LayerSpec, ModelSpec, RouteSpec, SafeAnswerSpec, TierPattern,
 };
 use super::experiments::check_experiment;
 use super::finding::{Finding, FindingCode, did_you_mean};
@@ -31,6 +32,8 @@ pub(super) struct Reporter<'a> {
 
 /// How far from 1 the sum of weights may be.
 pub(super) const WEIGHT_TOLERANCE: f64 = 0.001;
+/// Most models to ask at once: beyond, the cost grows and the answer hardly does.
+const MAX_FAN_OUT: u32 = 8;
 
 /// Every finding of a document, those of reading it included, in document order.
 pub(super) fn validate(parsed: &Parsed, options: &PolicyOptions) -> Vec<Finding> {
@@ -216,6 +219,9 @@ impl Checker<'_> {
         self.escalation(&layer.escalation, &path.then("escalation"));
         check_limits(&layer.limits, &path.then("limits"), &mut self.report);
         check_sessions(&layer.sessions, &path.then("sessions"), &mut self.report);
+        for (index, spec) in layer.fan_out.iter().enumerate() {
+            self.fan_out(spec, &path.then("fan_out").then(index));
+        }
         if let Some(chain) = &layer.chain {
             self.chain(chain, &path.then("chain"), place);
         }
@@ -268,6 +274,21 @@ impl Checker<'_> {
             for (position, chain) in rule.then.forbid_chain.iter().enumerate() {
                 self.chain(chain, &then.then("forbid_chain").then(position), place);
             }
+        }
+    }
+
+    fn fan_out(&mut self, spec: &FanOutSpec, at: &Path) {
+        if spec.intent.is_empty() || spec.tier.is_empty() {
+            let message = "a fan-out needs at least one intent and one tier; \"*\" is any";
+            self.report.add(FindingCode::InvalidValue, at, message);
+        }
+        for intent in spec.intent.iter().filter(|intent| *intent != "*") {
+            self.intent(intent, &at.then("intent"));
+        }
+        let least = if spec.combine == Combine::Vote { 3 } else { 2 };
+        if !(least..=MAX_FAN_OUT).contains(&spec.models) {
+            let message = format!("{} is not within {least} to {MAX_FAN_OUT} models", spec.models);
+            self.report.add(FindingCode::OutOfRange, &at.then("models"), message);
         }
     }
 

@@ -7,8 +7,8 @@ use super::{Clock, DecideError, Router, estimate_tokens, mark, now_ms};
 use crate::cascade::{Cascades, Continuation, Opening, Step, step};
 use crate::decisions::{EscalationRecord, ObservedRecord, StepRecord};
 use crate::domain::{
-    Attempt, Cascade, CascadeState, Complexity, Confidence, ConfidenceOf, Decision, FailureKind, InputReport,
-    IntentCall, NextStep, Observed, Probability, Query, Reason, ReasonCode, Stop, StopReason, Tier,
+    Attempt, Candidate, Cascade, CascadeState, Complexity, Confidence, ConfidenceOf, Decision, FailureKind,
+    InputReport, IntentCall, NextStep, Observed, Probability, Query, Reason, ReasonCode, Stop, StopReason, Tier,
 };
 use crate::policy::{Advance, Scope, sticky_hash};
 use crate::rules::RuleOutcome;
@@ -94,7 +94,7 @@ impl Router {
         attempt: Attempt,
     ) -> bool {
         let Advance { selected, fallbacks, escalation, .. } = advance;
-        let plan = Plan { selected, fallbacks, escalation: escalation.as_ref(), tier };
+        let plan = Plan { selected, fan_out: None, fallbacks, escalation: escalation.as_ref(), tier };
         self.governor.book(begun, &id.to_string(), &plan, attempt).await
     }
 
@@ -104,7 +104,13 @@ impl Router {
         let Beginning { query, prepared, scope, rules, chain, difficulty, now_ms } = *beginning;
         let sticky = if query.session_id.is_empty() { &query.request_id } else { &query.session_id };
         let id = decision.decision_id.parse().unwrap_or_default();
-        let tried = scope.policy().tried(&decision.selected.model, decision.selected.estimated_cost_usd);
+        let asked: Vec<&Candidate> = match &decision.fan_out {
+            // The selected one last: the one that a step is made from.
+            Some(fan_out) => fan_out.candidates.iter().rev().collect(),
+            None => vec![&decision.selected],
+        };
+        let tried =
+            asked.iter().filter_map(|candidate| scope.policy().tried(&candidate.model, candidate.estimated_cost_usd));
         let continuation = Continuation {
             started_ms: now_ms,
             first_decision: id,
@@ -125,7 +131,8 @@ impl Router {
             source: decision.source,
             chain: Arc::clone(chain),
             forbidden: rules.forbid_chains.iter().map(|forbidden| Arc::clone(&forbidden.value)).collect(),
-            tried: tried.into_iter().collect(),
+            tried: tried.collect(),
+            together: u32::try_from(asked.len()).unwrap_or(1),
             hops: 0,
             tokens_used: 0,
             cost_usd: 0.0,
@@ -164,6 +171,7 @@ impl Router {
             selected: advance.selected,
             fallbacks: advance.fallbacks,
             escalation: advance.escalation,
+            fan_out: None,
             intent: IntentCall {
                 label: continuation.intent,
                 probability: continuation.intent_probability,

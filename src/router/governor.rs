@@ -5,8 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::decisions::OutcomeLog;
 use crate::domain::{
-    Attempt, Candidate, Decision, Escalation, Fallback, OutcomeReport, Priority, Reason, ReasonCode, Stop, StopReason,
-    Tier,
+    Attempt, Candidate, Decision, Escalation, Fallback, FanOut, OutcomeReport, Priority, Reason, ReasonCode, Stop,
+    StopReason, Tier,
 };
 use crate::health::{Behind, Chosen, Health};
 use crate::policy::{
@@ -65,6 +65,8 @@ pub(super) struct Begun {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan<'a> {
     pub(super) selected: &'a Candidate,
+    /// Asked at once with it.
+    pub(super) fan_out: Option<&'a FanOut>,
     pub(super) fallbacks: &'a [Fallback],
     pub(super) escalation: Option<&'a Escalation>,
     pub(super) tier: Tier,
@@ -216,11 +218,15 @@ impl Governor {
 
     /// Reserves what a decision is expected to cost; false: the budget has no room for it.
     pub(super) async fn book(&self, begun: &mut Begun, decision_id: &str, plan: &Plan<'_>, attempt: Attempt) -> bool {
-        let Plan { selected, fallbacks, escalation, tier } = *plan;
+        let Plan { selected, fan_out, fallbacks, escalation, tier } = *plan;
+        let beside = fan_out.into_iter().flat_map(|fan_out| &fan_out.candidates);
+        let beside = beside.filter(|candidate| candidate.model != selected.model);
+        let cost = fan_out.map_or(selected.estimated_cost_usd, |fan_out| fan_out.estimated_cost_usd);
         let SessionsSpec { stick_s, retry_s, raise_s } = begun.sessions;
         let pending = Pending {
             account: begun.account.as_str().into(),
             selected: Arc::clone(&selected.model),
+            beside: beside.map(|candidate| Arc::clone(&candidate.model)).collect(),
             fallbacks: fallbacks.iter().map(|fallback| Arc::clone(&fallback.candidate.model)).collect(),
             escalation: escalation.map(|escalation| Arc::clone(&escalation.next.model)),
             threshold: escalation.map(|escalation| escalation.score_threshold.value()),
@@ -229,7 +235,7 @@ impl Governor {
             tier,
             session: begun.session.as_ref().map(|(key, _)| (key.clone(), raise_s.unwrap_or_default())),
             budget: begun.budget.map(|budget| (budget.window_ms(), budget.unreported)),
-            reserved: nanos(selected.estimated_cost_usd),
+            reserved: nanos(cost),
             window: 0,
         };
         let session = begun.session.as_ref().map(|(_, text)| {
@@ -330,6 +336,7 @@ impl<'a> From<&'a Resolution> for Plan<'a> {
     fn from(resolution: &'a Resolution) -> Self {
         Self {
             selected: &resolution.selected,
+            fan_out: resolution.fan_out.as_ref(),
             fallbacks: &resolution.fallbacks,
             escalation: resolution.escalation.as_ref(),
             tier: resolution.tier,

@@ -7,6 +7,7 @@ mod cache;
 mod escalate;
 mod governor;
 mod journal;
+mod languages;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::batch::{BatchError, BatchOptions, Batcher, Classified};
 use crate::cascade::{Cascades, ContinuationError};
 use crate::classifier::Classifier;
-use crate::decisions::{DecisionLog, Outcome};
+use crate::decisions::{DecisionLog, DriftMonitor, Outcome};
 use crate::domain::{
     Attempt, Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery,
     Language, OutcomeReport, PolicyRef, Query, Reason, ReasonCode, Source, TierChoice, Timings,
@@ -30,6 +31,7 @@ pub use escalate::EscalateQuery;
 use governor::{Caller, now_ms};
 pub use governor::{Governor, Limited, stop_retry_after_ms};
 use journal::Logged;
+use languages::Languages;
 
 /// Everything a decision needs. Shared by all requests.
 #[derive(Debug)]
@@ -38,10 +40,12 @@ pub struct Router {
     batcher: Batcher,
     policies: Arc<PolicyStore>,
     cache: Option<ClassificationCache>,
+    languages: Languages,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
     cascades: Option<Arc<Cascades>>,
     governor: Governor,
+    drift: DriftMonitor,
 }
 
 /// Bounds of a router.
@@ -99,6 +103,8 @@ pub enum DecideError {
 
 /// Confidence at which `Classify` picks a tier, there being no policy to ask.
 pub const DEFAULT_MIN_CONFIDENCE: f64 = 0.80;
+/// Decisions that the last ones are compared with, and as many of them: chance alone makes a PSI of about 0.01.
+const DRIFT_WINDOW: u64 = 2_000;
 /// Kept back from the caller's deadline for answering and for the way home: a tenth of the time left, within bounds.
 const LEAST_MARGIN: Duration = Duration::from_millis(2);
 const MOST_MARGIN: Duration = Duration::from_millis(25);
@@ -134,7 +140,19 @@ impl Router {
         let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
         let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
         let governor = Governor::new(Arc::default(), None, Arc::clone(metrics.outcomes()));
-        Ok(Self { classifier, batcher, policies, cache, metrics, log: None, cascades: None, governor })
+        let languages = Languages::new(options.cache_entries);
+        Ok(Self {
+            classifier,
+            batcher,
+            policies,
+            cache,
+            languages,
+            metrics,
+            log: None,
+            cascades: None,
+            governor,
+            drift: DriftMonitor::new(DRIFT_WINDOW),
+        })
     }
 
     /// Keeps decisions in `log` from now on.
@@ -207,7 +225,7 @@ impl Router {
         };
         let scope = scope.with_experiments(&assignment);
 
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let caller = Caller {
             session_id: &query.session_id,
             tenant: &query.tenant,
@@ -250,6 +268,9 @@ impl Router {
         let started = Instant::now();
         let resolved = self.governor.decide(&scope, &signals, &mut begun, (&decision_id, caller)).await?;
         clock.timings.policy_us = Stage::micros(started.elapsed());
+        if let Some(stability) = consulted.classification.as_deref().and_then(|found| self.drift.record(found)) {
+            self.metrics.set_stability(&stability);
+        }
         let circumstances = &begun.circumstances;
         let shadows = self.shadows(&scope, &assignment, &input, (&signals, circumstances), &resolved);
         let logged = self.log.as_ref().map(|log| {
@@ -294,7 +315,7 @@ impl Router {
     pub async fn classify(&self, query: &Query, deadline: Option<Instant>) -> Result<Signalled, DecideError> {
         query.check()?;
         let mut clock = Clock::start();
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let consulted = self.consult(&prepared, query, deadline, &mut clock).await;
         let Some(classification) = consulted.classification else {
             return Err(consulted.failure.unwrap_or(BatchError::Failed).into());
@@ -400,6 +421,7 @@ impl Router {
             selected: resolution.selected,
             fallbacks: resolution.fallbacks,
             escalation: resolution.escalation,
+            fan_out: resolution.fan_out,
             intent: IntentCall {
                 label: resolution.intent,
                 probability: resolution.intent_probability,

@@ -8,10 +8,10 @@ use tonic::Status;
 use super::proto;
 use super::status::{from_invalid, invalid_field};
 use crate::domain::{
-    Attempt, Candidate, Cascade, CascadeState, Classification, ClassifierRef, Confidence, Content, Decision,
-    Distribution, Escalation, ExperimentArm, FailureKind, Fallback, InputReport, Message, MessageRole, NextStep,
-    Observed, OutcomeReport, PolicyRef, Priority, Probability, Query, Reason, Requirements, Source, StopReason, Tier,
-    Timings,
+    Attempt, Candidate, Cascade, CascadeState, Classification, ClassifierRef, Combine, Confidence, Content, Decision,
+    Distribution, Escalation, ExperimentArm, FailureKind, Fallback, FanOut, InputReport, Message, MessageRole,
+    NextStep, Observed, OutcomeReport, PolicyRef, Priority, Probability, Query, Reason, Requirements, Source,
+    StopReason, Tier, Timings,
 };
 use crate::policy::{Finding, Severity};
 use crate::router::{EscalateQuery, Signalled, stop_retry_after_ms};
@@ -214,6 +214,7 @@ pub(super) fn decision(decision: Decision) -> proto::Decision {
         classifier: Some(classifier_ref(&decision.classifier)),
         continuation: decision.continuation,
         cascade: decision.cascade.map(cascade),
+        fan_out: decision.fan_out.map(fan_out),
         experiment: decision.experiments.first().cloned().map(experiment),
         experiments: decision.experiments.into_iter().map(experiment).collect(),
         input: Some(input_report(decision.input)),
@@ -319,6 +320,19 @@ fn candidate(candidate: Candidate) -> proto::Candidate {
         estimated_cost_usd: candidate.estimated_cost_usd,
         success_probability: candidate.success_probability.map(|p| p.value()),
         endpoint: candidate.endpoint,
+    }
+}
+
+fn fan_out(fan_out: FanOut) -> proto::FanOut {
+    let combine = match fan_out.combine {
+        Combine::First => proto::Combine::First,
+        Combine::BestOf => proto::Combine::BestOf,
+        Combine::Vote => proto::Combine::Vote,
+    };
+    proto::FanOut {
+        combine: combine.into(),
+        candidates: fan_out.candidates.into_iter().map(candidate).collect(),
+        estimated_cost_usd: fan_out.estimated_cost_usd,
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Pending {
     pub account: Arc<str>,
     /// The selected model.
     pub selected: Arc<str>,
+    /// The models to ask at once with it.
+    pub beside: Vec<Arc<str>>,
     /// Its fallbacks.
     pub fallbacks: Vec<Arc<str>>,
     /// The model to escalate to.
@@ -55,7 +57,7 @@ pub struct Booking<'a> {
 impl Pending {
     /// Why `model` was called for this decision; `None`: it is not among its candidates.
     pub fn attempt_of(&self, model: &str) -> Option<Attempt> {
-        if *self.selected == *model {
+        if *self.selected == *model || self.beside.iter().any(|beside| **beside == *model) {
             Some(self.attempt)
         } else if self.fallbacks.iter().any(|fallback| **fallback == *model) {
             Some(Attempt::Fallback)

@@ -24,6 +24,7 @@ fn booking<'a>(decision_id: &'a str, budget: Option<Budget>, cost_usd: f64) -> B
         pending: Pending {
             account: "acme".into(),
             selected: "a".into(),
+            beside: vec!["b2".into()],
             fallbacks: vec!["b".into()],
             escalation: Some("c".into()),
             threshold: Some(0.6),
@@ -69,7 +70,9 @@ async fn an_estimate_is_reserved_and_an_outcome_takes_its_place() {
     assert!(!fits("two", 0.5, 0).await, "0.6 and 0.5 are more than 1");
     assert!(fits("three", 0.4, 0).await);
     let known = state.settle(&report("one", 1, 0.1, None)).await.unwrap();
-    assert_eq!(known.attempt_of("b"), Some(Attempt::Fallback));
+    let attempts = ["a", "b2", "b", "c", "d"].map(|model| known.attempt_of(model));
+    let (first, fallback, escalation) = (Attempt::First, Attempt::Fallback, Attempt::Escalation);
+    assert_eq!(attempts, [Some(first), Some(first), Some(fallback), Some(escalation), None]);
     assert!((booked(&state, budget, 1).await - 0.5).abs() < 1e-9);
     // A further answer to the same decision is added; one that says nothing of its cost adds nothing.
     state.settle(&report("one", 2, 0.2, None)).await;

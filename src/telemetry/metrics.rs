@@ -47,6 +47,7 @@ pub struct Metrics {
     logged: Family<LogLabels, Counter>,
     outcomes: Arc<OutcomeMetrics>,
     escalations: Family<EscalationLabels, Counter>,
+    stability: Family<SignalLabels, Gauge<f64, AtomicU64>>,
 }
 
 /// What became of a decision that was to be logged.
@@ -84,6 +85,11 @@ struct ShadowLabels {
 struct EscalationLabels {
     cause: &'static str,
     step: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct SignalLabels {
+    signal: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -217,6 +223,7 @@ impl Metrics {
             logged: Family::default(),
             outcomes,
             escalations: Family::default(),
+            stability: Family::default(),
         };
         metrics.register();
         metrics
@@ -266,6 +273,11 @@ impl Metrics {
             "escalations",
             "Steps of cascades by what caused them and what came of it",
             self.escalations.clone(),
+        );
+        r.register(
+            "signal_stability_index",
+            "Population stability index of the last 2,000 classifications against the first since the start, by signal",
+            self.stability.clone(),
         );
         r.register("policy_rejected", "Policy documents refused, by the first error", self.policy_rejected.clone());
         r.register(
@@ -336,6 +348,13 @@ impl Metrics {
         };
         let labels = ShadowLabels { experiment: told.experiment.to_string(), arm: told.arm.to_string(), result };
         self.shadows.get_or_create(&labels).inc();
+    }
+
+    /// Sets how far each signal is from what it was.
+    pub fn set_stability(&self, stability: &[(&'static str, f64)]) {
+        for (signal, index) in stability {
+            self.stability.get_or_create(&SignalLabels { signal }).set(*index);
+        }
     }
 
     /// Counts a step of a cascade: what was called in place or after, or why it stopped.

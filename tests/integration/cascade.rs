@@ -6,6 +6,10 @@ use tonic::{Code, Status};
 
 use super::support::{SMALL_POLICY, Service, ask, eventually};
 
+#[path = "../../examples/cascade.rs"]
+#[allow(dead_code, unreachable_pub, reason = "its main is for `cargo run --example cascade`")]
+mod example;
+
 const QUESTION: &str = "What is the capital of Australia?";
 
 /// Three steps, two of them in the quick chain.
@@ -24,6 +28,8 @@ fn policy() -> String {
         )
         .replace("quick: [little, big]", "quick: [little, middle]")
         .replace("routes:", "escalation: {ladder: [little, middle, big], score_threshold: 0.7}\nroutes:")
+        // These tests go on from one decision hundreds of times, which no caller may.
+        .replace("routes:", "traffic: {retry_min_per_second: 100000}\nroutes:")
         .replace("tier: complex, chain: strong", "tier: complex, chain: quick")
 }
 
@@ -202,4 +208,27 @@ async fn any_replica_with_the_keys_continues_under_the_policy_of_then() {
     })
     .await;
     assert_eq!(model(&next(escalate(&here, &newest, "", scored(0.1)).await)), "middle");
+}
+
+/// The example is what the documentation points at; here it runs as it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_worked_client_comes_to_its_answers() {
+    let document = include_str!("../../examples/cascade.yaml");
+    let (service, _dir, _path) = Service::with_policy(document, RawConfig::default());
+    let journeys = example::journeys(service.grpc).await.unwrap();
+    let hops =
+        |journey: &example::Journey| journey.hops.iter().map(|hop| (hop.model.clone(), hop.hops)).collect::<Vec<_>>();
+    let path =
+        |models: &[(&str, u32)]| models.iter().map(|(model, hops)| ((*model).to_owned(), *hops)).collect::<Vec<_>>();
+    let expected = [
+        path(&[("little", 0)]),
+        // A bad answer, then a timeout in its place.
+        path(&[("little", 0), ("middle", 1), ("big", 1)]),
+        // The first is down, the second does.
+        path(&[("little", 0), ("middle", 0)]),
+        path(&[("little", 0), ("middle", 1), ("big", 1)]),
+    ];
+    assert_eq!(journeys.iter().map(hops).collect::<Vec<_>>(), expected);
+    assert!(journeys.iter().all(|journey| journey.answer.is_some()), "{journeys:?}");
+    assert!(journeys.iter().all(|journey| journey.stopped == Some(StopReason::Accepted)), "{journeys:?}");
 }

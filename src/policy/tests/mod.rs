@@ -4,6 +4,7 @@ mod default_document;
 mod documentation;
 mod edit;
 mod experiments;
+mod fan_out;
 mod findings;
 mod guard;
 mod operation;
