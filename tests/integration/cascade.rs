@@ -1,5 +1,7 @@
 //! Cascades over gRPC: fallbacks, stronger steps, stops, tokens, keys, and a policy that changes in between.
 
+use std::fmt::Write as _;
+
 use pointsman::config::RawConfig;
 use pointsman::rpc::proto::{self, FailureKind, StopReason, escalate_response::Step};
 use tonic::{Code, Status};
@@ -249,7 +251,7 @@ async fn logs_become_a_candidate_policy() {
                 "time_unix_ms": round * 100 + index, "decision_id": decision.decision_id, "model": model(&decision),
                 "score": f64::from(u8::from((round + index) % 3 == 0)), "tokens": 0, "cost_usd": 0.0, "latency_ms": 0,
             });
-            lines.push_str(&format!("{line}\n"));
+            writeln!(lines, "{line}").unwrap();
         }
     }
     service.join();

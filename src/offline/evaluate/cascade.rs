@@ -206,9 +206,12 @@ fn oracle(judged: &[Judged], prices: Prices) -> Vec<Setting> {
         1,
         judged
             .iter()
-            .map(|row| match row.strong > row.weak {
-                true => CostPoint { cost: 1.0, quality: row.strong },
-                false => CostPoint { cost: prices.weak, quality: row.weak },
+            .map(|row| {
+                if row.strong > row.weak {
+                    CostPoint { cost: 1.0, quality: row.strong }
+                } else {
+                    CostPoint { cost: prices.weak, quality: row.weak }
+                }
             })
             .collect(),
     );
