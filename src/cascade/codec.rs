@@ -116,6 +116,8 @@ impl<'a> Reader<'a> {
         self.take(N)?.try_into().ok()
     }
 
+    /// What a flag says is there; the outer `None`: the bytes are wrong.
+    #[expect(clippy::option_option, reason = "nothing was written, or nothing can be read: the two differ")]
     pub(super) fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.byte()? {
             0 => Some(None),

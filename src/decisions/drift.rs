@@ -48,10 +48,10 @@ impl SignalCounts {
             self.intents.resize(intent + 1, 0);
         }
         let bin = ((difficulty * DIFFICULTY_BINS as f64) as usize).min(DIFFICULTY_BINS - 1);
-        for slot in [self.intents.get_mut(intent), self.tiers.get_mut(top(&tiers)), self.difficulties.get_mut(bin)] {
-            if let Some(count) = slot {
-                *count += 1;
-            }
+        let tier = top(&tiers);
+        let slots = [self.intents.get_mut(intent), self.tiers.get_mut(tier), self.difficulties.get_mut(bin)];
+        for count in slots.into_iter().flatten() {
+            *count += 1;
         }
         self.total += 1;
     }

@@ -472,7 +472,7 @@ experiments: {half: {arms: {a: {weight: 0.7}, b: {weight: 0.3, chains: {quick: [
         }
         let success = found.success.as_ref().unwrap();
         assert!(success.predicted - success.observed.value > 0.05, "mini was overrated: {success:?}");
-        assert!(success.shift.unwrap().low < 0.0 && success.shift.unwrap().high > 0.0, "nothing drifts");
+        assert!(success.shift.unwrap().value.abs() < 0.06, "nothing drifts: {success:?}");
 
         let document = to_yaml(&serde_json::to_value(candidate(&found, &current)).unwrap());
         let tried = policy(&document);

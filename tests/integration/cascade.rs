@@ -1,5 +1,7 @@
 //! Cascades over gRPC: fallbacks, stronger steps, stops, tokens, keys, and a policy that changes in between.
 
+use std::fmt::Write as _;
+
 use pointsman::config::RawConfig;
 use pointsman::rpc::proto::{self, FailureKind, StopReason, escalate_response::Step};
 use tonic::{Code, Status};
@@ -231,4 +233,49 @@ async fn the_worked_client_comes_to_its_answers() {
     assert_eq!(journeys.iter().map(hops).collect::<Vec<_>>(), expected);
     assert!(journeys.iter().all(|journey| journey.answer.is_some()), "{journeys:?}");
     assert!(journeys.iter().all(|journey| journey.stopped == Some(StopReason::Accepted)), "{journeys:?}");
+}
+
+/// From served decisions and reported outcomes to a candidate policy, with the real binary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_become_a_candidate_policy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (logs, outcomes) = (dir.path().join("decisions"), dir.path().join("outcomes.jsonl"));
+    let settings = RawConfig { decision_log: Some(logs.clone()), ..RawConfig::default() };
+    let (service, _policy_dir, policy_path) = Service::with_policy(&policy(), settings);
+    let subjects = ["rivers", "bridges", "the moon", "old coins", "bread", "glaciers", "trams", "violins"];
+    let tasks = ["Name three facts about", "Write a poem about", "Prove a theorem on", "Explain the physics of"];
+    let mut lines = String::new();
+    for round in 0..4_usize {
+        for (index, (subject, task)) in subjects.iter().flat_map(|s| tasks.iter().map(move |t| (s, t))).enumerate() {
+            let decision = route(&service, ask(format!("{task} {subject}, version {round}"))).await;
+            // Little is right about a third of the time, whatever it is asked.
+            let line = serde_json::json!({
+                "time_unix_ms": round * 100 + index, "decision_id": decision.decision_id, "model": model(&decision),
+                "score": f64::from(u8::from((round + index) % 3 == 0)), "tokens": 0, "cost_usd": 0.0, "latency_ms": 0,
+            });
+            writeln!(lines, "{line}").unwrap();
+        }
+    }
+    service.join();
+    std::fs::write(&outcomes, lines + "{torn").unwrap();
+    let candidate = dir.path().join("candidate.yaml");
+    let text = |path: &std::path::Path| path.display().to_string();
+    let (logs, outcomes, before, after) = (text(&logs), text(&outcomes), text(&policy_path), text(&candidate));
+    let arguments = ["calibrate", "--outcomes", &outcomes, "--decisions", &logs, "--policy", &before];
+    let (code, report, error) =
+        super::support::run(&[&arguments[..], &["--output", &after, "--resamples", "50"]].concat());
+    assert_eq!(code, 0, "{error}");
+    for part in ["128 graded first attempts", "1 malformed", "little: ", "population stability", "doubly robust"] {
+        assert!(report.contains(part), "{part} is not in {report}");
+    }
+    let written = std::fs::read_to_string(&candidate).unwrap();
+    assert!(written.contains("+calibrated"), "{written}");
+    let (code, json, _) = super::support::run(&[&arguments[..], &["--json", "--resamples", "20"]].concat());
+    let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let little = &found["models"][0];
+    assert_eq!((code, &little["model"]), (0, &"little".into()));
+    assert!(little["fit"]["ability"].as_f64().unwrap() < little["before"].as_f64().unwrap(), "{little}");
+    let (code, simulated, error) = super::support::run(&["policy", "simulate", "--log", &logs, "--candidate", &after]);
+    assert_eq!(code, 0, "{error}");
+    assert!(simulated.contains("128 of 128 logged decisions replayed exactly"), "{simulated}");
 }
