@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use super::policy::{load, read_log};
+use crate::decisions::{self, OUTCOMES};
 use crate::domain::OutcomeReport;
 use crate::offline::calibrate::{Calibration, candidate, candidate_value, run as calibrate};
 use crate::offline::metrics::{Bootstrap, Estimate};
@@ -74,14 +75,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn read_outcomes(paths: &[PathBuf]) -> anyhow::Result<(Vec<OutcomeReport>, u64)> {
     let (mut outcomes, mut malformed) = (Vec::new(), 0);
     for path in paths {
-        for file in super::policy::log_files(path)? {
+        for file in super::policy::log_files(path, OUTCOMES)? {
             let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            for line in String::from_utf8_lossy(&bytes).lines().filter(|line| !line.trim().is_empty()) {
-                match serde_json::from_str(line) {
-                    Ok(outcome) => outcomes.push(outcome),
-                    Err(_) => malformed += 1,
-                }
-            }
+            let read = decisions::read_outcomes(String::from_utf8_lossy(&bytes).lines());
+            outcomes.extend(read.outcomes);
+            malformed += read.malformed;
         }
     }
     Ok((outcomes, malformed))

@@ -70,8 +70,8 @@ enum Message {
     Close,
 }
 
-/// Names of the files begin with this.
-const STEM: &str = "decisions";
+/// Names of a decision log's files begin with this.
+pub const DECISIONS: &str = "decisions";
 /// Decisions that may wait for the disk; at 10,000 a second half a second of a disk that stands still.
 const QUEUE: usize = 4_096;
 /// How long the files are left alone after an error.
@@ -89,7 +89,7 @@ impl DecisionLog {
             None => (None, None),
             Some(files) => {
                 let dir = files.dir.clone();
-                let files = Files::open(files, STEM).map_err(|source| LogError::Folder { dir, source })?;
+                let files = Files::open(files, DECISIONS).map_err(|source| LogError::Folder { dir, source })?;
                 let (sender, receiver) = sync_channel(QUEUE);
                 let metrics = Arc::clone(&metrics);
                 let run = move || Writer { files, metrics, broken_until: None }.run(&receiver);

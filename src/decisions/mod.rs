@@ -21,8 +21,8 @@ pub use drift::{DriftMonitor, SignalCounts, Stability, psi};
 pub use escalation::{EscalationRecord, ObservedRecord, StepRecord};
 pub use files::FileOptions;
 pub use line::{Line, Lines, read_lines};
-pub use log::{DecisionLog, LogError, LogOptions};
-pub use outcomes::{OutcomeLines, OutcomeLog, read_outcomes};
+pub use log::{DECISIONS, DecisionLog, LogError, LogOptions};
+pub use outcomes::{OUTCOMES, OutcomeLines, OutcomeLog, read_outcomes};
 pub use record::{Context, DecisionRecord, InputRecord, Outcome, ShadowRecord, SignalsRecord};
 pub use replay::{Baseline, NotReplayable, replay, replay_arms};
 pub use simulate::{

@@ -37,8 +37,8 @@ pub struct OutcomeLines {
     pub malformed: u64,
 }
 
-/// Names of the files begin with this.
-const STEM: &str = "outcomes";
+/// Names of an outcome log's files begin with this.
+pub const OUTCOMES: &str = "outcomes";
 /// Outcomes that may wait for the disk.
 const QUEUE: usize = 8_192;
 /// How long the files are left alone after an error.
@@ -53,7 +53,7 @@ impl OutcomeLog {
     /// When the folder or the thread cannot be had.
     pub fn start(options: FileOptions, metrics: Arc<OutcomeMetrics>) -> Result<Self, LogError> {
         let dir = options.dir.clone();
-        let files = Files::open(options, STEM).map_err(|source| LogError::Folder { dir, source })?;
+        let files = Files::open(options, OUTCOMES).map_err(|source| LogError::Folder { dir, source })?;
         let (writer, receiver) = sync_channel(QUEUE);
         let own = Arc::clone(&metrics);
         let run = move || Writer { files, metrics: own, broken_until: None }.run(&receiver);

@@ -282,7 +282,7 @@ impl Outcome {
         let to =
             |model: &'static str| move |seen: &Seen| seen.calls.iter().filter(|(called, _)| called == model).count();
         let lost = |seen: &Seen| usize::from(!seen.calls.iter().any(|(_, ok)| *ok));
-        let lines: [(&str, RGBColor, Vec<(f64, f64)>); 5] = [
+        let lines = [
             ("calls to a", RGBColor(31, 119, 180), series(&to("a"))),
             ("calls to b", RGBColor(255, 127, 14), series(&to("b"))),
             ("calls to c", RGBColor(44, 160, 44), series(&to("c"))),

@@ -9,7 +9,7 @@ use pointsman::rpc::proto::{self, FailureKind, Observed, ReportOutcomeRequest};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::support::{Service, ask, eventually, get};
+use super::support::{Service, ask, eventually, get, run};
 
 /// Three models of three providers; everything goes the same way, so that no test depends on what a text looks like.
 pub(crate) const POLICY: &str = r#"
@@ -112,7 +112,7 @@ async fn with_everything_out_of_service_the_least_bad_answers() {
 async fn outcomes_are_checked_counted_and_written_down() {
     let dir = tempfile::tempdir().unwrap();
     let settings = RawConfig { decision_log: Some(dir.path().to_owned()), ..RawConfig::default() };
-    let (service, _policy, _) = Service::with_policy(POLICY, settings);
+    let (service, _policy_dir, policy) = Service::with_policy(POLICY, settings);
     let mut router = service.router().await;
     let refused = router.report_outcome(outcome("", "a", FailureKind::Timeout)).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -146,6 +146,12 @@ async fn outcomes_are_checked_counted_and_written_down() {
     assert_eq!((b.attempt, b.score, b.cost_usd, &*b.scorer), (Some(Attempt::Fallback), Some(0.25), 0.5, "judge"));
     assert_eq!(b.decision_id, id);
     assert_eq!(by_model("nobody").attempt, None);
+    // Both logs are in one folder, and each reader takes its own.
+    let (folder, policy) = (dir.path().display().to_string(), policy.display().to_string());
+    let (code, report, err) =
+        run(&["policy", "simulate", "--format", "json", "--log", &folder, "--candidate", &policy]);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap_or_else(|_| panic!("{code} {err}"));
+    assert_eq!((&report["lines"]["decisions"], &report["lines"]["malformed"]), (&1.into(), &0.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

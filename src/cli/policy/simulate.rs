@@ -8,12 +8,12 @@ use anyhow::{Context as _, bail};
 
 use super::{Format, load};
 use crate::cli::{command_line, print_line};
-use crate::decisions::{Baseline, Lines, read_lines, simulate};
+use crate::decisions::{Baseline, DECISIONS, Lines, read_lines, simulate};
 use crate::offline::report::{simulation_html, simulation_text};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Decision logs: files, or folders whose *.jsonl are read in the order of their names.
+    /// Decision logs: files, or folders whose decisions*.jsonl are read in the order of their names.
     #[arg(long, required = true, num_args = 1..)]
     log: Vec<PathBuf>,
     /// The policy to try.
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// The lines of decision logs, of files and folders.
 pub(in crate::cli) fn read_log(paths: &[PathBuf]) -> anyhow::Result<Lines> {
     let mut log = Lines::default();
-    for path in paths.iter().map(|path| log_files(path)).collect::<anyhow::Result<Vec<_>>>()?.concat() {
+    for path in paths.iter().map(|path| log_files(path, DECISIONS)).collect::<anyhow::Result<Vec<_>>>()?.concat() {
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         // A line that was cut off in the middle of a character is malformed and no reason to stop.
         let text = String::from_utf8_lossy(&bytes);
@@ -70,8 +70,8 @@ pub(in crate::cli) fn read_log(paths: &[PathBuf]) -> anyhow::Result<Lines> {
     Ok(log)
 }
 
-/// The files of a log in the order they were written: itself, or those of a folder.
-pub(in crate::cli) fn log_files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// The files of a log in the order they were written: itself, or those of a folder, where logs of other names may be.
+pub(in crate::cli) fn log_files(path: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
@@ -79,12 +79,14 @@ pub(in crate::cli) fn log_files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "jsonl") {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let rest = stem.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with('-'));
+        if rest.is_some() && path.extension().is_some_and(|extension| extension == "jsonl") {
             files.push(path);
         }
     }
     // The file that still grows has the shortest name and is the latest.
-    files.sort_by_key(|file| (file.file_stem().is_some_and(|stem| stem == "decisions"), file.clone()));
+    files.sort_by_key(|file| (file.file_stem().is_some_and(|stem| stem == name), file.clone()));
     Ok(files)
 }
 
