@@ -100,7 +100,7 @@ struct Inner {
     accounts: HashMap<String, Retries>,
 }
 
-/// The share of failures below which an open breaker would say nothing of how bad it is.
+/// How much of its answers is taken to fail where nothing is known of them, or the policy holds the breaker.
 const UNKNOWN_FAILING: f64 = 1.0;
 
 // === impl Health ===

@@ -145,25 +145,25 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (state, budget) = (State::local(), budget(1.0, Unreported::Charge));
-            // What each decision holds of the budget, in thousandths of a dollar.
-            let mut held: Vec<(String, f64, bool)> = Vec::new();
+            // What each decision holds of the budget.
+            let mut held: Vec<(String, Nanos, bool)> = Vec::new();
             for (n, (kind, amount, of)) in events.into_iter().enumerate() {
                 let usd = f64::from(amount) * 1e-3;
-                let before: f64 = held.iter().map(|(_, usd, _)| usd).sum();
+                let before: Nanos = held.iter().map(|(_, nanos, _)| nanos).sum();
                 if kind < 2 {
                     let id = format!("d{n}");
                     let fits = state.book(booking(&id, Some(budget), usd), n as u64).await.fits;
-                    prop_assert_eq!(fits, before + usd <= 1.0 + 1e-9, "{} and {}", before, usd);
+                    prop_assert_eq!(fits, before + nanos(usd) <= nanos(1.0), "{} and {}", before, usd);
                     if fits {
-                        held.push((id, usd, false));
+                        held.push((id, nanos(usd), false));
                     }
                 } else if let Some((id, held, settled)) = held.get_mut(of) {
                     state.settle(&report(id, n as u64, usd, None)).await;
-                    *held = if *settled { *held + usd } else { usd };
+                    *held = if *settled { *held + nanos(usd) } else { nanos(usd) };
                     *settled = true;
                 }
-                let sum: f64 = held.iter().map(|(_, usd, _)| usd).sum();
-                prop_assert!((booked(&state, budget, n as u64).await - sum).abs() < 1e-6);
+                let sum: Nanos = held.iter().map(|(_, nanos, _)| nanos).sum();
+                prop_assert!((booked(&state, budget, n as u64).await - super::usd(sum)).abs() < 1e-9);
             }
             Ok(())
         })?;
