@@ -89,6 +89,8 @@ fn check_decision(decision: &proto::Decision) {
 fn timeless(mut decision: proto::Decision) -> proto::Decision {
     decision.decision_id.clear();
     decision.request_id.clear();
+    // It carries the decision's id and time.
+    decision.continuation.clear();
     decision.timings = None;
     decision.policy.as_mut().unwrap().age_ms = 0;
     decision
