@@ -247,7 +247,7 @@ mod tests {
             for n in 0..20 {
                 assert_eq!(opened, None);
                 // Good ones in between, so that no row is long.
-                let sign = if n * ratio_reached / 20 != (n + 1) * ratio_reached / 20 { bad } else { Sign::Good };
+                let sign = if n * ratio_reached / 20 == (n + 1) * ratio_reached / 20 { Sign::Good } else { bad };
                 opened = rig.see(sign);
             }
             assert!(matches!(opened, Some(Change::Opened(_))), "{bad:?}");

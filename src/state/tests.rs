@@ -18,7 +18,7 @@ fn budget(hard_usd: f64, unreported: Unreported) -> Budget {
     }
 }
 
-fn booking<'a>(decision_id: &'a str, budget: Option<Budget>, cost_usd: f64) -> Booking<'a> {
+fn booking(decision_id: &str, budget: Option<Budget>, cost_usd: f64) -> Booking<'_> {
     Booking {
         decision_id,
         pending: Pending {

@@ -30,6 +30,7 @@ const TENANTS: &str = "tenants:
   acme: {limits: {hard_budget_usd: 0.1}}
   beta: {limits: {hard_budget_usd: 0.1}}
   gamma: {limits: {requests_per_second: 0.01, burst: 4}}
+  delta: {limits: {hard_budget_usd: 0.1, reserve_s: 4, unreported: release}}
 sessions: {stick_s: 300}
 ";
 const FIT: usize = 19;
@@ -172,6 +173,21 @@ async fn two_servers_keep_one_budget_one_rate_and_one_session() {
     assert_eq!(strong.selected.unwrap().model, "a");
     let stays = decide(&pair.b, "", "talk", "an easy question").await.unwrap();
     assert!(codes(&stays).contains(&"SESSION_STICKY") && stays.selected.unwrap().model == "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_was_heard_of_is_given_back_where_the_policy_says_so() {
+    let Some(redis) = Redis::start().await else { return };
+    let pair = redis.pair(Duration::from_secs(2)).await;
+    let decided = decide_many(&pair, "delta", 12).await;
+    assert_eq!(decided.len(), FIT);
+    // One is settled: what it cost stays.
+    let cost = proto::Observed { cost_usd: 0.05, ..proto::Observed::default() };
+    let report = outcome(&decided[0].decision_id, "c", FailureKind::Unspecified);
+    let report = proto::ReportOutcomeRequest { observed: Some(cost), ..report };
+    pair.b.router().await.report_outcome(report).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(4_200)).await;
+    assert_eq!(decide_many(&pair, "delta", 12).await.len(), FIT / 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
