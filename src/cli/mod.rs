@@ -23,6 +23,7 @@ use crate::config::ConfigError;
 use crate::encoder::{Isa, Precision, available_threads, open_device};
 use crate::offline::score::{self as scoring, ScoreOptions};
 use crate::offline::scored::ScoredRow;
+use crate::serve::ServeError;
 
 /// Decides which language model should answer a query.
 #[derive(Debug, Parser)]
@@ -60,6 +61,8 @@ enum Command {
 
 /// Exit code for a command line or configuration that cannot be used (`EX_USAGE`).
 pub const EX_USAGE: u8 = 64;
+/// Exit code for a model, policy, certificate or access file that cannot be used (`EX_CONFIG`).
+pub const EX_CONFIG: u8 = 78;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -81,7 +84,12 @@ pub fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             let usage = error.chain().any(|cause| cause.is::<ConfigError>());
-            if usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
+            let unusable = error.downcast_ref().is_some_and(ServeError::is_configuration);
+            match (usage, unusable) {
+                (true, _) => ExitCode::from(EX_USAGE),
+                (_, true) => ExitCode::from(EX_CONFIG),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

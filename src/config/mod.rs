@@ -5,6 +5,7 @@
 
 mod policy;
 mod raw;
+mod transport;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use policy::{PolicyConfig, PolicyPlace, WhenStale};
 pub use raw::{PositiveDuration, RawConfig};
+pub use transport::{TlsConfig, TransportConfig};
 
 /// Everything `serve` needs, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +46,8 @@ pub struct Config {
     pub max_in_flight: usize,
     /// Queries that may wait for a forward pass.
     pub queue_entries: usize,
+    /// Longest wait for a forward pass that a query is taken in for.
+    pub max_wait: Duration,
     /// Most word pieces of one forward pass.
     pub tokens_per_pass: usize,
     /// Decisions kept in memory; 0: none.
@@ -58,8 +62,10 @@ pub struct Config {
     pub decision_log_total_mib: u64,
     /// Whether the decision log keeps texts.
     pub decision_log_text: bool,
-    /// How long requests may finish after a stop signal.
-    pub drain_timeout: Duration,
+    /// Connections, their protection, and how they end.
+    pub transport: TransportConfig,
+    /// How often it is looked whether there is another model.
+    pub model_poll_interval: Duration,
     /// How log lines look.
     pub log_format: String,
     /// Which log lines are written.
@@ -112,8 +118,10 @@ const DEFAULT_LOG_FILE_MIB: u64 = 64;
 const DEFAULT_LOG_ROTATE: Duration = Duration::from_secs(60 * 60);
 /// About a million decisions.
 const DEFAULT_LOG_TOTAL_MIB: u64 = 1_024;
-/// Kubernetes kills after 30 s by default; leave it some.
-const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// About what two full passes and their neighbours take on two cores; who waits longer is better off elsewhere.
+const DEFAULT_MAX_WAIT: Duration = Duration::from_millis(250);
+/// A look is one small read; loading is a matter of seconds anyway.
+const DEFAULT_MODEL_POLL: Duration = Duration::from_secs(5);
 
 // === impl Config ===
 
@@ -125,6 +133,7 @@ impl Config {
     pub fn from_raw(flags: RawConfig, file: RawConfig) -> Result<Self, ConfigError> {
         let raw = flags.over(file);
         let listen = address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?;
+        let transport = TransportConfig::from_raw(&raw)?;
         let config = Self {
             listen,
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
@@ -140,6 +149,7 @@ impl Config {
             decision_cache_entries: raw.decision_cache_entries.unwrap_or(DEFAULT_CACHE_ENTRIES),
             max_in_flight: raw.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
             queue_entries: raw.queue_entries.unwrap_or(DEFAULT_QUEUE_ENTRIES),
+            max_wait: raw.max_wait.map_or(DEFAULT_MAX_WAIT, |value| value.0),
             tokens_per_pass: raw.tokens_per_pass.unwrap_or(DEFAULT_TOKENS_PER_PASS),
             decision_log_recent: raw.decision_log_recent.unwrap_or(DEFAULT_LOG_RECENT),
             decision_log: raw.decision_log,
@@ -147,7 +157,8 @@ impl Config {
             decision_log_rotate: raw.decision_log_rotate.map_or(DEFAULT_LOG_ROTATE, |value| value.0),
             decision_log_total_mib: raw.decision_log_total_mib.unwrap_or(DEFAULT_LOG_TOTAL_MIB),
             decision_log_text: raw.decision_log_text.unwrap_or(false),
-            drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
+            transport,
+            model_poll_interval: raw.model_poll_interval.map_or(DEFAULT_MODEL_POLL, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),
             log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),
         };

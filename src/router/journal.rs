@@ -3,6 +3,7 @@
 use sha2::{Digest as _, Sha256};
 
 use super::{Router, estimate_tokens};
+use crate::classifier::Classifier;
 use crate::decisions::{DecisionLog, DecisionRecord, InputRecord, Outcome, ShadowRecord};
 use crate::domain::{Classification, Query};
 use crate::policy::{Assignment, NoCandidate, Resolution, Scope, Signals};
@@ -12,6 +13,7 @@ use crate::text::Prepared;
 /// What of a request goes into its record.
 pub(super) struct Logged<'a> {
     pub(super) query: &'a Query,
+    pub(super) classifier: &'a Classifier,
     pub(super) prepared: &'a Prepared,
     pub(super) scope: &'a Scope,
     pub(super) assignment: &'a Assignment<'a>,
@@ -60,8 +62,7 @@ impl Router {
         degraded: bool,
         decision_id: String,
     ) {
-        let Logged { query, prepared, scope, assignment, matches, shadows } = request;
-        let classifier = &self.classifier;
+        let Logged { query, classifier, prepared, scope, assignment, matches, shadows } = request;
         let context =
             log.context(scope.policy(), classifier.reference(), classifier.intent_labels(), classifier.tier_control());
         let kept = |key: &String| context.metadata_keys.contains(key);

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::TransportMetrics;
 use crate::domain::{Decision, ExperimentArm, PolicyRef};
 
 /// Every metric. Cheap to share behind an `Arc`; recording never blocks for long.
@@ -28,6 +29,7 @@ pub struct Metrics {
     batch_sequences: Histogram,
     batch_tokens: Histogram,
     batch_failures: Counter,
+    skipped: Counter,
     wasted: Counter,
     cache: Family<CacheLabels, Counter>,
     cache_entries: Gauge,
@@ -43,6 +45,7 @@ pub struct Metrics {
     experiment_arms: Family<ArmLabels, Counter>,
     shadows: Family<ShadowLabels, Counter>,
     logged: Family<LogLabels, Counter>,
+    transport: TransportMetrics,
 }
 
 /// What became of a decision that was to be logged.
@@ -188,6 +191,7 @@ impl Metrics {
             batch_sequences: Histogram::new(doubling(1.0, 9)),
             batch_tokens: Histogram::new(doubling(8.0, 11)),
             batch_failures: Counter::default(),
+            skipped: Counter::default(),
             wasted: Counter::default(),
             cache: Family::default(),
             cache_entries: Gauge::default(),
@@ -203,6 +207,7 @@ impl Metrics {
             experiment_arms: Family::default(),
             shadows: Family::default(),
             logged: Family::default(),
+            transport: TransportMetrics::default(),
         };
         metrics.register();
         metrics
@@ -223,6 +228,11 @@ impl Metrics {
         r.register(
             "skipped_inferences",
             "Queries dropped unread: expired or cancelled in the queue",
+            self.skipped.clone(),
+        );
+        r.register(
+            "wasted_inferences",
+            "Queries classified though they had expired or been cancelled when the pass began; stays 0",
             self.wasted.clone(),
         );
         r.register("decision_cache_lookups", "Look-ups in the decision cache", self.cache.clone());
@@ -264,6 +274,12 @@ impl Metrics {
             "Policy copies on disk that could not be read or written",
             self.policy_copy_failed.clone(),
         );
+        self.transport.register(r);
+    }
+
+    /// What happens before and beside decisions.
+    pub fn transport(&self) -> &TransportMetrics {
+        &self.transport
     }
 
     /// Counts a decision and its stage times.
@@ -360,7 +376,12 @@ impl Metrics {
 
     /// A query was dropped from the queue unread.
     pub fn record_skipped(&self) {
-        self.wasted.inc();
+        self.skipped.inc();
+    }
+
+    /// `n` queries went into a pass though nobody would read their answers.
+    pub fn record_wasted(&self, n: u64) {
+        self.wasted.inc_by(n);
     }
 
     /// A look into the decision cache, and how many entries it has.

@@ -4,6 +4,8 @@
 
 mod logs;
 mod metrics;
+mod transport;
 
 pub use logs::{LogFormat, check_log_filter, init_logs};
 pub use metrics::{CacheResult, LogFate, Metrics, PolicyGauges, Stage};
+pub use transport::{Closed, Reload, TransportMetrics};

@@ -24,6 +24,7 @@ mod grpc;
 mod hub;
 mod lifecycle;
 mod overload;
+mod robustness;
 mod support;
 mod tidy;
 mod training;
