@@ -17,13 +17,15 @@ struct Sums {
     tokens_squared: f64,
     nanos: f64,
     tokens_nanos: f64,
+    /// The last pass was an outlier.
+    surprised: bool,
 }
 
 /// Share of the past that one more pass leaves: about the last sixteen count.
 const FADE: f64 = 15.0 / 16.0;
 /// Passes before a single one is no longer believed when it took [`OUTLIER`] times what was expected.
 const SETTLED: f64 = 4.0;
-/// A machine that stands still for a moment is no measure of the encoder; one that stays slow is learned in a few steps.
+/// A machine that stands still for a moment is no measure of the encoder; a second such pass in a row is believed.
 const OUTLIER: f64 = 4.0;
 /// What is left of an estimate after a request was refused because of it while the encoder had nothing to do: half
 /// after 44 refusals.
@@ -44,9 +46,12 @@ impl CostModel {
         let (fixed, per_token) = sums.line();
         let tokens = tokens as f64;
         let mut nanos = took.as_nanos() as f64;
-        if sums.weight >= SETTLED {
-            nanos = nanos.min(OUTLIER * (fixed + per_token * tokens));
+        let most = OUTLIER * (fixed + per_token * tokens);
+        let surprising = sums.weight >= SETTLED && nanos > most;
+        if surprising && !sums.surprised {
+            nanos = most;
         }
+        sums.surprised = surprising;
         sums.scale(FADE);
         sums.weight += 1.0;
         sums.tokens += tokens;
@@ -125,8 +130,8 @@ mod tests {
         (0..20).for_each(|_| model.learn(100, Duration::from_millis(2)));
         model.learn(100, Duration::from_secs(3));
         assert!(model.predict(1, 100) < Duration::from_millis(3), "{:?}", model.predict(1, 100));
-        (0..60).for_each(|_| model.learn(100, Duration::from_millis(40)));
-        assert!(model.predict(1, 100) > Duration::from_millis(35), "{:?}", model.predict(1, 100));
+        (0..12).for_each(|_| model.learn(100, Duration::from_millis(40)));
+        assert!(model.predict(1, 100) > Duration::from_millis(20), "{:?}", model.predict(1, 100));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod policy;
 mod robustness;
 mod route;
 mod score;
+mod seal;
 mod serve;
 mod train;
 
@@ -55,6 +56,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Convert an encoder in Hugging Face layout into a model directory.
     Import(import::Args),
+    /// Keep what a classifier says of a few texts in its manifest, to be checked at every load.
+    Seal(seal::Args),
     /// Put load on a running service and report latencies.
     Loadgen(Box<loadgen::Args>),
 }
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Robustness(args) => robustness::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Seal(args) => seal::run(&args),
         Command::Loadgen(args) => loadgen::run(*args),
     };
     match result {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::RouterOptions;
 use super::cache::ClassificationCache;
 use crate::batch::{BatchError, Batcher, Classified, Engine, Terms};
-use crate::classifier::Classifier;
+use crate::classifier::{Classifier, TRIAL};
 use crate::domain::{Classification, Content, Priority};
 use crate::telemetry::Metrics;
 use crate::text::{self, Prepared};
@@ -74,21 +74,7 @@ pub enum Unfit {
     },
 }
 
-/// Texts on whose order of difficulty and on whose intent no two sound classifiers disagree: the easy half first.
-const TRIAL: [&str; 12] = [
-    "hi",
-    "Thanks, that is all for today!",
-    "What is the capital of France?",
-    "Good morning, how are you?",
-    "Translate \"good night\" into Spanish.",
-    "Which colour do you get when you mix blue and yellow?",
-    "Prove that there are infinitely many primes congruent to 3 modulo 4, and generalise the argument as far as it goes.",
-    "Implement a lock-free concurrent hash map in Rust with resizing, and argue why its memory reclamation is sound.",
-    "Derive the Black-Scholes equation from first principles and discuss which of its assumptions fail in practice.",
-    "Write a distributed consensus protocol in Go that tolerates byzantine faults, with tests for partitions.",
-    "Find all integer solutions of x^3 + y^3 = z^2 + 1 with |x|, |y| < 50 and prove that the list is complete.",
-    "Design a schema and the migrations that split a monolith's billing database without downtime, and the roll-back.",
-];
+/// The first of the trial's texts are the easy ones.
 const N_EASY: usize = TRIAL.len() / 2;
 /// Of the trial's texts, how many a new classifier may see another intent in.
 const MAX_CONTRADICTIONS: usize = TRIAL.len() / 2;

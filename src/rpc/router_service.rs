@@ -127,9 +127,13 @@ impl RouterService for RouterApi {
         request: Request<Streaming<proto::RouteRequest>>,
     ) -> Result<Response<Self::RouteStreamStream>, Status> {
         let outcome = async {
-            self.backend.router().map_err(|status| *status)?;
+            let router = self.backend.router().map_err(|status| *status)?;
             let (_, call, requests) = request.into_parts();
-            let terms = Terms::from(deadline::of(&call));
+            let deadline = deadline::of(&call);
+            // Shed as a whole; once it runs, it is slowed down by what waits and not torn.
+            let admitted = router.admit(0, Priority::Normal, deadline);
+            admitted.map_err(|error| self.refusal(DecideError::Unclassified(error)))?;
+            let terms = Terms { deadline, admitted: true };
             let (service, call) = (self.clone(), Arc::new(call));
             let answers = requests
                 .enumerate()

@@ -21,7 +21,12 @@ fn text_of(client: usize) -> String {
 
 #[tokio::test]
 async fn half_of_the_clients_go_away_and_the_rest_is_answered() {
-    let service = Service::start(RawConfig { decision_cache_entries: Some(0), ..RawConfig::default() });
+    let settings = RawConfig {
+        decision_cache_entries: Some(0),
+        max_wait: Some("30s".parse().unwrap()),
+        ..RawConfig::default()
+    };
+    let service = Service::start(settings);
     let mut clients = JoinSet::new();
     for client in 0..N_CLIENTS {
         let mut router = service.router().await;
