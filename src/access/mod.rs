@@ -127,13 +127,20 @@ impl Access {
     /// # Errors
     /// Says which file or caller cannot be used.
     pub fn load(path: &Path) -> Result<Self, AccessError> {
-        let text = read(path)?;
-        let document: Document = toml::from_str(&text).map_err(|error| {
+        Self::parse(&read(path)?, path)
+    }
+
+    /// Parses the text of the access file at `path`.
+    ///
+    /// # Errors
+    /// As for [`Self::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, AccessError> {
+        let document: Document = toml::from_str(text).map_err(|error| {
             let upto = error.span().and_then(|span| text.get(..span.start));
             AccessError::Syntax { path: path.to_owned(), line: upto.map_or(0, |upto| upto.matches('\n').count()) + 1 }
         })?;
         let mut access = Self::default();
-        let mut hash = Sha256::new_with_prefix(Sha256::digest(&text));
+        let mut hash = Sha256::new_with_prefix(Sha256::digest(text));
         for spec in document.caller {
             access.add(spec, path.parent().unwrap_or(Path::new("")), &mut hash)?;
         }

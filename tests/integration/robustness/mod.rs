@@ -9,6 +9,7 @@ mod cancellation;
 mod deadlines;
 mod drain;
 mod engines;
+mod fuzz;
 mod integrity;
 mod model_reload;
 mod operations;
