@@ -24,8 +24,11 @@ use pointsman::sources::{EmbeddedSource, PolicyStore};
 use pointsman::telemetry::Metrics;
 use pointsman::text;
 
-/// A target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 5] =
+/// Panics where a promise is broken.
+pub type Target = fn(&[u8]);
+
+/// The targets by their names.
+pub const TARGETS: [(&str, Target); 5] =
     [("request", request), ("policy", policy), ("rules", rules), ("tokenize", tokenize), ("config", config)];
 
 /// Says the same of everything, at once.
@@ -123,7 +126,7 @@ pub fn policy(bytes: &[u8]) {
     let labels: Arc<[Arc<str>]> = ["chat", "code", "other"].map(Arc::from).into();
     let options = PolicyOptions { intents: Some(Arc::clone(&labels)), ..PolicyOptions::default() };
     let findings = Policy::check(bytes, &options);
-    let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let lines = bytes.split(|byte| *byte == b'\n').count();
     if bytes.len() <= MAX_DOCUMENT_BYTES {
         let beyond = findings.iter().find(|finding| finding.line as usize > lines + 1);
         assert!(beyond.is_none(), "line {} of {lines}", beyond.unwrap().line);
@@ -165,7 +168,7 @@ pub fn policy(bytes: &[u8]) {
 /// Takes pieces off a run of bytes.
 struct Pieces<'a>(&'a [u8]);
 
-impl<'a> Pieces<'a> {
+impl Pieces<'_> {
     fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
@@ -243,7 +246,7 @@ fn has_keyword(text: &str, keyword: &str) -> bool {
     };
     // Han is written without spaces, so it has no word borders.
     let joins = |c: char| c != '中' && (c.is_alphanumeric() || c == '_');
-    let (text, keyword) = (fold(text), fold(keyword));
+    let (text, keyword) = (fold(text), fold(keyword.trim()));
     (0..=text.len().saturating_sub(keyword.len())).any(|at| {
         let end = at + keyword.len();
         text.get(at..end) == Some(&keyword)

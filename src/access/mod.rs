@@ -318,7 +318,8 @@ mod tests {
         assert_eq!(name(None, &["spiffe://x/ops"], None), Ok("ops".into()));
         assert_eq!(name(None, &["spiffe://x/ops"], Some(Right::PolicyWrite)), Err(Denied::Right(Right::PolicyWrite)));
         let long = token(&"x".repeat(1 << 20));
-        for wrong in [b"".as_slice(), b"Bearer", b"Bearer ", TOKEN.as_bytes(), b"Basic abc", &long, b"Bearer \xff\xfe"] {
+        for wrong in [b"".as_slice(), b"Bearer", b"Bearer ", TOKEN.as_bytes(), b"Basic abc", &long, b"Bearer \xff\xfe"]
+        {
             assert_eq!(name(Some(wrong), &["spiffe://x/ops"], None), Err(Denied::Unknown), "{} bytes", wrong.len());
         }
         assert_eq!(name(None, &["spiffe://x/op", ""], None), Err(Denied::Unknown));

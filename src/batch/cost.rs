@@ -138,7 +138,8 @@ mod tests {
     fn doubt_ends_an_estimate_that_refuses_everything() {
         let model = CostModel::default();
         model.learn(10, Duration::from_secs(60));
-        let refusals = (0..2_000).take_while(|_| model.predict(1, 10) > Duration::from_millis(20)).map(|_| model.doubt());
+        let refusals =
+            (0..2_000).take_while(|_| model.predict(1, 10) > Duration::from_millis(20)).map(|_| model.doubt());
         assert!((1..700).contains(&refusals.count()));
     }
 

@@ -156,7 +156,7 @@ impl Batcher {
         {
             BatchError::DeadlineTooNear
         } else if !terms.admitted && wait > shared.options.max_wait {
-            BatchError::Overloaded { retry_after: wait - shared.options.max_wait }
+            BatchError::Overloaded { retry_after: wait.saturating_sub(shared.options.max_wait) }
         } else {
             return Ok(());
         };

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use super::ModelArgs;
 use crate::artifact::MANIFEST;
+use crate::classifier::Classifier;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -15,12 +16,18 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let classifier = args.model.load()?;
+    let n = seal(&classifier)?;
+    super::print_line(&format!("{} keeps {n} answers", classifier.dir().join(MANIFEST).display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what `classifier` says of the trial's texts into its manifest; gives how many.
+pub(super) fn seal(classifier: &Classifier) -> anyhow::Result<usize> {
     let mut manifest = classifier.manifest().clone();
     manifest.trial = classifier.trial()?;
     let path = classifier.dir().join(MANIFEST);
     let new = path.with_extension("new");
     std::fs::write(&new, toml::to_string(&manifest)?).with_context(|| format!("cannot write {}", new.display()))?;
     std::fs::rename(&new, &path).with_context(|| format!("cannot write {}", path.display()))?;
-    super::print_line(&format!("{} keeps {} answers", path.display(), manifest.trial.len()));
-    Ok(ExitCode::SUCCESS)
+    Ok(manifest.trial.len())
 }

@@ -51,47 +51,46 @@ impl Router {
         });
         shadows.collect()
     }
+}
 
-    /// Puts a decision into the log.
-    pub(super) fn keep(
-        &self,
-        log: &DecisionLog,
-        request: Logged<'_>,
-        outcome: Outcome,
-        classification: Option<&Classification>,
-        degraded: bool,
-        decision_id: String,
-    ) {
-        let Logged { query, classifier, prepared, scope, assignment, matches, shadows } = request;
-        let context =
-            log.context(scope.policy(), classifier.reference(), classifier.intent_labels(), classifier.tier_control());
-        let kept = |key: &String| context.metadata_keys.contains(key);
-        let (metadata, others) =
-            query.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).partition(|(key, _)| kept(key));
-        let others: std::collections::BTreeMap<String, String> = others;
-        let record = DecisionRecord {
-            time_unix_ms: assignment.now_ms,
-            decision_id,
-            request_id: query.request_id.clone(),
-            context: std::sync::Arc::clone(&context.id),
-            tenant: query.tenant.clone(),
-            role: query.role.clone(),
-            session: assignment.session.map(|digest| hex::encode(digest.0)),
-            text_sha256: hex::encode(Sha256::digest(prepared.text.as_bytes())),
-            text: log.keeps_text().then(|| prepared.text.clone()),
-            input: InputRecord::new(&prepared.signals, estimate_tokens(prepared)),
-            output_tokens: query.expected_output_tokens,
-            requirements: query.requirements.clone(),
-            metadata,
-            metadata_keys: others.into_keys().collect(),
-            layers: scope.origins().map(str::to_owned).collect(),
-            matches,
-            signals: classification.map(Into::into),
-            degraded,
-            experiments: scope.arms().to_vec(),
-            outcome,
-            shadows,
-        };
-        log.record(record, context);
-    }
+/// Puts a decision into the log.
+pub(super) fn keep(
+    log: &DecisionLog,
+    request: Logged<'_>,
+    outcome: Outcome,
+    classification: Option<&Classification>,
+    degraded: bool,
+    decision_id: String,
+) {
+    let Logged { query, classifier, prepared, scope, assignment, matches, shadows } = request;
+    let context =
+        log.context(scope.policy(), classifier.reference(), classifier.intent_labels(), classifier.tier_control());
+    let kept = |key: &String| context.metadata_keys.contains(key);
+    let (metadata, others) =
+        query.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).partition(|(key, _)| kept(key));
+    let others: std::collections::BTreeMap<String, String> = others;
+    let record = DecisionRecord {
+        time_unix_ms: assignment.now_ms,
+        decision_id,
+        request_id: query.request_id.clone(),
+        context: std::sync::Arc::clone(&context.id),
+        tenant: query.tenant.clone(),
+        role: query.role.clone(),
+        session: assignment.session.map(|digest| hex::encode(digest.0)),
+        text_sha256: hex::encode(Sha256::digest(prepared.text.as_bytes())),
+        text: log.keeps_text().then(|| prepared.text.clone()),
+        input: InputRecord::new(&prepared.signals, estimate_tokens(prepared)),
+        output_tokens: query.expected_output_tokens,
+        requirements: query.requirements.clone(),
+        metadata,
+        metadata_keys: others.into_keys().collect(),
+        layers: scope.origins().map(str::to_owned).collect(),
+        matches,
+        signals: classification.map(Into::into),
+        degraded,
+        experiments: scope.arms().to_vec(),
+        outcome,
+        shadows,
+    };
+    log.record(record, context);
 }

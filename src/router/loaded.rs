@@ -41,7 +41,9 @@ pub enum Unfit {
     #[error("it does not answer")]
     Silent(#[from] BatchError),
     /// The policy in force was checked against other labels.
-    #[error("its intents are not those of the classifier in use, which the policy was checked against; restart to use it")]
+    #[error(
+        "its intents are not those of the classifier in use, which the policy was checked against; restart to use it"
+    )]
     OtherLabels,
     /// It gives something that is no probability.
     #[error("it gives {value} as {what} of trial text {text}")]
@@ -200,7 +202,8 @@ fn judge(said: &[Classification], before: &[Classification]) -> Result<(), Unfit
     for (text, said) in said.iter().enumerate() {
         let intent = said.intent.probabilities().iter().map(|p| ("an intent's probability", f64::from(*p)));
         let tiers = said.tiers.iter().map(|p| ("a tier's probability", f64::from(*p)));
-        let others = [("the difficulty", said.difficulty.value()), ("the out-of-scope score", said.out_of_scope.value())];
+        let others =
+            [("the difficulty", said.difficulty.value()), ("the out-of-scope score", said.out_of_scope.value())];
         if let Some((what, value)) = intent.chain(tiers).chain(others).find(|(_, value)| !probability(*value)) {
             return Err(Unfit::NotFinite { what, value, text });
         }
@@ -259,13 +262,13 @@ mod tests {
         };
         let constant = changed(&|_, said| said.intent = Distribution::certain("chat"));
         assert!(matches!(constant, Unfit::Constant), "{constant}");
-        let upside_down =
-            changed(&|_, said| said.difficulty = Probability::saturating(1.0 - said.difficulty.value()));
+        let upside_down = changed(&|_, said| said.difficulty = Probability::saturating(1.0 - said.difficulty.value()));
         assert!(matches!(upside_down, Unfit::UpsideDown { .. }), "{upside_down}");
         let nan = changed(&|index, said| said.tiers[1] = if index == 7 { f32::NAN } else { 0.3 });
         assert!(matches!(nan, Unfit::NotFinite { what: "a tier's probability", text: 7, .. }), "{nan}");
-        let contradicts =
-            changed(&|index, said| said.intent = Distribution::certain(if index % 2 == 0 { "rewrite" } else { "other" }));
+        let contradicts = changed(&|index, said| {
+            said.intent = Distribution::certain(if index % 2 == 0 { "rewrite" } else { "other" })
+        });
         assert!(matches!(contradicts, Unfit::Contradicts { differs: 12, of: 12 }), "{contradicts}");
     }
 }

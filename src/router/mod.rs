@@ -231,7 +231,7 @@ impl Router {
         });
         if let Some((log, request, outcome, classification, degraded)) = logged {
             let decision_id = decided.as_ref().map_or(String::new(), |decision| decision.decision_id.clone());
-            self.keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
+            journal::keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
         }
         let mut decision = decided?;
         mark(&mut decision, standing, &active);

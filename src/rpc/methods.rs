@@ -105,7 +105,8 @@ mod tests {
             }
         }
         assert_eq!(n, ROUTER.len() + POLICY.len() + INFO.len());
-        for path in ["", "/", "/pointsman.v1.Router", "/pointsman.v1.Router/Fly", "/x.y.Z/Route", "pointsman.v1.Router/Route"]
+        for path in
+            ["", "/", "/pointsman.v1.Router", "/pointsman.v1.Router/Fly", "/x.y.Z/Route", "pointsman.v1.Router/Route"]
         {
             assert_eq!(of_path(path), &UNKNOWN, "{path}");
         }

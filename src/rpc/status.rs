@@ -150,9 +150,9 @@ pub(super) fn too_large() -> Status {
 
 pub(super) fn denied(denied: Denied) -> Status {
     match denied {
-        Denied::Unknown => {
-            Status::unauthenticated("show a token (authorization: Bearer ...) or a client certificate that is known here")
-        }
+        Denied::Unknown => Status::unauthenticated(
+            "show a token (authorization: Bearer ...) or a client certificate that is known here",
+        ),
         Denied::Right(right) => {
             Status::permission_denied(format!("the caller does not have the right {:?}", right.as_str()))
         }

@@ -94,7 +94,8 @@ impl Current {
         // First, so that a change while the files are read shows at the next look.
         let fingerprint = fingerprint(files)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+        let builder =
+            ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
         let builder = match &files.client_authorities {
             None => builder.with_no_client_auth(),
             Some(path) => {

@@ -21,11 +21,8 @@ fn text_of(client: usize) -> String {
 
 #[tokio::test]
 async fn half_of_the_clients_go_away_and_the_rest_is_answered() {
-    let settings = RawConfig {
-        decision_cache_entries: Some(0),
-        max_wait: Some("30s".parse().unwrap()),
-        ..RawConfig::default()
-    };
+    let settings =
+        RawConfig { decision_cache_entries: Some(0), max_wait: Some("30s".parse().unwrap()), ..RawConfig::default() };
     let service = Service::start(settings);
     let mut clients = JoinSet::new();
     for client in 0..N_CLIENTS {
@@ -98,11 +95,13 @@ async fn a_full_queue_refuses_single_queries_and_not_parts_of_a_batch() {
     for status in refused.into_iter().map(Result::unwrap_err) {
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
         assert!(status.get_error_details().retry_info().is_some());
-        let pushback: u64 =
-            status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap();
+        let pushback: u64 = status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap();
         assert!((100..=1_000).contains(&pushback), "{pushback}");
     }
     assert!(service.metric("pointsman_requests_shed_total").unwrap() > 0.0);
     // What needs no classifier is answered however much waits for it.
-    assert_eq!(service.router().await.route(ask("hello")).await.unwrap().into_inner().decision.unwrap().source(), Source::Rule);
+    assert_eq!(
+        service.router().await.route(ask("hello")).await.unwrap().into_inner().decision.unwrap().source(),
+        Source::Rule
+    );
 }

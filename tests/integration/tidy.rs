@@ -62,7 +62,7 @@ const CRATES: [(&str, &[&str]); 20] = [
     ("tokio_rustls", &["serve"]),
     ("webpki", &["serve"]),
     ("subtle", &["access"]),
-    ("ring", &["sources"]),
+    ("ring", &["sources", "serve"]),
     ("candle_core", &["encoder", "classifier", "offline", "cli"]),
     ("candle_nn", &["encoder", "offline"]),
     ("candle_transformers", &["encoder"]),

@@ -243,9 +243,13 @@ async fn rights_and_tenants_are_bound_to_who_calls() {
         // "hello" is decided by a rule; signals need the classifier, which is there.
         assert_eq!(answer.code, code, "{tenant}: {answer:?}");
     }
-    let batch = proto::RouteBatchRequest { requests: vec![ask("hello"), proto::RouteRequest { tenant: "other".into(), ..ask("hello") }] };
-    let answer =
-        client.call("/pointsman.v1.Router/RouteBatch", &[("authorization", shop)], &batch.encode_to_vec()).await.unwrap();
+    let batch = proto::RouteBatchRequest {
+        requests: vec![ask("hello"), proto::RouteRequest { tenant: "other".into(), ..ask("hello") }],
+    };
+    let answer = client
+        .call("/pointsman.v1.Router/RouteBatch", &[("authorization", shop)], &batch.encode_to_vec())
+        .await
+        .unwrap();
     let results = proto::RouteBatchResponse::decode(answer.message.slice(5..)).unwrap().results;
     let codes: Vec<i32> = results
         .into_iter()
@@ -302,9 +306,8 @@ async fn rotate(times: usize) {
             n
         }
     });
-    let accepted = || {
-        service.metric("pointsman_reloads_total{what=\"certificates\",result=\"accepted\"}").unwrap_or_default()
-    };
+    let accepted =
+        || service.metric("pointsman_reloads_total{what=\"certificates\",result=\"accepted\"}").unwrap_or_default();
     for i in 0..times {
         let before = accepted();
         // Chain and key are two files: between them they do not go together, which must not be put into force.

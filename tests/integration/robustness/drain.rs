@@ -53,8 +53,7 @@ async fn the_end_is_told_at_once_and_work_is_taken_until_everybody_knows() {
     assert!(signalled.elapsed() < Duration::from_secs(1), "the delay is not over");
     // An idle client is told goodbye, and nothing holds the process then.
     late.driver.await.unwrap().unwrap();
-    let (status, log) =
-        tokio::task::spawn_blocking(move || process.wait(Duration::from_secs(10))).await.unwrap();
+    let (status, log) = tokio::task::spawn_blocking(move || process.wait(Duration::from_secs(10))).await.unwrap();
     assert!(status.success(), "{status}\n{log}");
     assert!(signalled.elapsed() < Duration::from_secs(5), "{:?}", signalled.elapsed());
 }
@@ -130,14 +129,16 @@ async fn a_client_that_never_reads_holds_the_end_no_longer_than_the_grace() {
     let settings = RawConfig { drain_timeout: Some("1s".parse().unwrap()), ..RawConfig::default() };
     let service = Service::start(settings);
     let stream = TcpStream::connect(service.grpc).await.unwrap();
-    let (send, mut connection): (h2::client::SendRequest<bytes::Bytes>, _) = h2::client::handshake(stream).await.unwrap();
+    let (send, mut connection): (h2::client::SendRequest<bytes::Bytes>, _) =
+        h2::client::handshake(stream).await.unwrap();
     let batch = proto::RouteBatchRequest { requests: vec![ask("hello"); 256] }.encode_to_vec();
     let mut open = Vec::new();
     {
         let asking = async {
             for _ in 0..4 {
                 let mut send = send.clone().ready().await.unwrap();
-                let (response, mut body) = send.send_request(request("/pointsman.v1.Router/RouteBatch", &[]), false).unwrap();
+                let (response, mut body) =
+                    send.send_request(request("/pointsman.v1.Router/RouteBatch", &[]), false).unwrap();
                 body.send_data(frame(&batch), true).unwrap();
                 open.push(response);
             }

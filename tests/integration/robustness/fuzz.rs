@@ -3,6 +3,7 @@
 //! The longer runs are libFuzzer's; `docs/fuzzing.md` tells how.
 
 #[path = "../../../fuzz/src/targets.rs"]
+#[allow(unreachable_pub, reason = "the crate that libFuzzer runs has them in its interface")]
 mod targets;
 
 use std::path::Path;
@@ -52,8 +53,9 @@ fn changed(seeds: &[Vec<u8>], rng: &mut StdRng) -> Vec<u8> {
 }
 
 /// Runs a target until `time` is over; gives the number of inputs.
-fn drive(name: &str, target: fn(&[u8]), time: Duration, seed: u64) -> usize {
-    let seeds = [files(&root().join("fuzz/seeds").join(name)), files(&root().join("fuzz/regressions").join(name))].concat();
+fn drive(name: &str, target: targets::Target, time: Duration, seed: u64) -> usize {
+    let seeds =
+        [files(&root().join("fuzz/seeds").join(name)), files(&root().join("fuzz/regressions").join(name))].concat();
     assert!(!seeds.is_empty(), "{name} has no seeds");
     seeds.iter().for_each(|seed| target(seed));
     let (mut rng, started, mut n) = (StdRng::seed_from_u64(seed), Instant::now(), seeds.len());

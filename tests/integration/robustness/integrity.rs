@@ -132,44 +132,80 @@ fn what_is_listed_and_still_wrong_is_refused() {
     // (What is wrong with it, what is done to it, part of the refusal.)
     type Case = (&'static str, fn(&Copy), &'static str);
     let cases: [Case; 9] = [
-        ("labels in another order", |copy| {
-            copy.edit_manifest(|manifest| manifest["intent_labels"].as_array_mut().unwrap().rotate_left(1));
-        }, "is not what it answered when it was made"),
-        ("a label too few", |copy| {
-            copy.edit_manifest(|manifest| drop(manifest["intent_labels"].as_array_mut().unwrap().pop()));
-        }, "intent labels"),
-        ("heads of other training", |copy| {
-            let heads = bytes(&copy.path("default/heads.safetensors"));
-            copy.replace_and_list("heads.safetensors", &scrambled(&heads));
-        }, "is not what it answered when it was made"),
-        ("a tensor of another shape than listed", |copy| {
-            copy.edit_manifest(|manifest| {
-                let tensors = manifest["files"]["heads.safetensors"]["tensors"].as_table_mut().unwrap();
-                tensors.insert("intent.0.weight".into(), "f32[441, 256]".into());
-            });
-        }, "intent.0.weight"),
-        ("a tensor of another type than listed", |copy| {
-            copy.edit_manifest(|manifest| {
-                let tensors = manifest["files"]["heads.safetensors"]["tensors"].as_table_mut().unwrap();
-                tensors.insert("intent.0.bias".into(), "f16[256]".into());
-            });
-        }, "intent.0.bias"),
-        ("heads for another encoder", |copy| {
-            copy.edit_manifest(|manifest| manifest["encoder"]["weights_sha256"] = "00".repeat(32).into());
-        }, "was trained on encoder weights 0000"),
-        ("other text features", |copy| {
-            copy.edit_manifest(|manifest| manifest["features"] = "text-features/v1".into());
-        }, "text-features/v1"),
-        ("a file from elsewhere", |copy| {
-            copy.edit_manifest(|manifest| {
-                let files = manifest["files"].as_table_mut().unwrap();
-                let entry = files["heads.safetensors"].clone();
-                files.insert("../heads.safetensors".into(), entry);
-            });
-        }, "not a plain file name"),
-        ("a header of 2^63 bytes", |copy| {
-            copy.replace_and_list("heads.safetensors", &[&(1_u64 << 63).to_le_bytes()[..], b"{}"].concat());
-        }, "heads"),
+        (
+            "labels in another order",
+            |copy| {
+                copy.edit_manifest(|manifest| manifest["intent_labels"].as_array_mut().unwrap().rotate_left(1));
+            },
+            "is not what it answered when it was made",
+        ),
+        (
+            "a label too few",
+            |copy| {
+                copy.edit_manifest(|manifest| drop(manifest["intent_labels"].as_array_mut().unwrap().pop()));
+            },
+            "intent labels",
+        ),
+        (
+            "heads of other training",
+            |copy| {
+                let heads = bytes(&copy.path("default/heads.safetensors"));
+                copy.replace_and_list("heads.safetensors", &scrambled(&heads));
+            },
+            "is not what it answered when it was made",
+        ),
+        (
+            "a tensor of another shape than listed",
+            |copy| {
+                copy.edit_manifest(|manifest| {
+                    let tensors = manifest["files"]["heads.safetensors"]["tensors"].as_table_mut().unwrap();
+                    tensors.insert("intent.0.weight".into(), "f32[441, 256]".into());
+                });
+            },
+            "intent.0.weight",
+        ),
+        (
+            "a tensor of another type than listed",
+            |copy| {
+                copy.edit_manifest(|manifest| {
+                    let tensors = manifest["files"]["heads.safetensors"]["tensors"].as_table_mut().unwrap();
+                    tensors.insert("intent.0.bias".into(), "f16[256]".into());
+                });
+            },
+            "intent.0.bias",
+        ),
+        (
+            "heads for another encoder",
+            |copy| {
+                copy.edit_manifest(|manifest| manifest["encoder"]["weights_sha256"] = "00".repeat(32).into());
+            },
+            "was trained on encoder weights 0000",
+        ),
+        (
+            "other text features",
+            |copy| {
+                copy.edit_manifest(|manifest| manifest["features"] = "text-features/v1".into());
+            },
+            "text-features/v1",
+        ),
+        (
+            "a file from elsewhere",
+            |copy| {
+                copy.edit_manifest(|manifest| {
+                    let files = manifest["files"].as_table_mut().unwrap();
+                    let entry = files["heads.safetensors"].clone();
+                    files.insert("../heads.safetensors".into(), entry);
+                });
+            },
+            "not a plain file name",
+        ),
+        (
+            "a header of 2^63 bytes",
+            |copy| {
+                copy.replace_and_list("heads.safetensors", &[&(1_u64 << 63).to_le_bytes()[..], b"{}"].concat());
+            },
+            "heads",
+        ),
     ];
     for (what, harm, part) in cases {
         let copy = Copy::new();

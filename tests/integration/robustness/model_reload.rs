@@ -85,7 +85,8 @@ async fn another_model_takes_over_under_load_and_a_bad_one_does_not() {
     let length = usize::try_from(u64::from_le_bytes(heads[..8].try_into().unwrap())).unwrap();
     let mut constant = heads.clone();
     let header: serde_json::Value = serde_json::from_slice(&heads[8..8 + length]).unwrap();
-    for tensor in ["intent.0.weight", "intent.1.weight", "intent.ngrams", "difficulty.0.weight", "difficulty.1.weight"] {
+    for tensor in ["intent.0.weight", "intent.1.weight", "intent.ngrams", "difficulty.0.weight", "difficulty.1.weight"]
+    {
         let at = |i: usize| 8 + length + usize::try_from(header[tensor]["data_offsets"][i].as_u64().unwrap()).unwrap();
         constant[at(0)..at(1)].fill(0);
     }
@@ -102,7 +103,7 @@ async fn another_model_takes_over_under_load_and_a_bad_one_does_not() {
 
     // Files that do not match their manifest are refused too, and tried again.
     let n = reloads("refused");
-    std::fs::write(dir.path().join("default").join(MANIFEST), &good.replace("second", "fourth")).unwrap();
+    std::fs::write(dir.path().join("default").join(MANIFEST), good.replace("second", "fourth")).unwrap();
     eventually("the fourth is refused", async || (reloads("refused") > n).then_some(())).await;
     assert_eq!(version().await, "second");
     std::fs::remove_file(&path).unwrap();

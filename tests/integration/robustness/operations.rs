@@ -56,7 +56,11 @@ fn every_alert_has_its_page_and_every_page_its_alert() {
     let alerts = read("deploy/prometheus/alerts.yaml");
     let page = read("docs/operations.md");
     let names: BTreeSet<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    let pages: BTreeSet<&str> = page.lines().filter_map(|line| line.strip_prefix("### ")).filter(|line| line.starts_with("Pointsman")).collect();
+    let pages: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .filter(|line| line.starts_with("Pointsman"))
+        .collect();
     assert_eq!(names, pages);
     for name in names {
         assert!(alerts.contains(&format!("docs/operations.md#{}", name.to_lowercase())), "{name} leads nowhere");
@@ -67,17 +71,20 @@ fn every_alert_has_its_page_and_every_page_its_alert() {
 #[test]
 fn manifests_fit_the_settings() {
     let manifest = read("deploy/kubernetes/pointsman.yaml");
-    let config: String = manifest
+    let config: Vec<&str> = manifest
         .lines()
         .skip_while(|line| !line.contains("pointsman.toml: |"))
         .skip(1)
         .take_while(|line| line.starts_with("    "))
-        .map(|line| format!("{}\n", line.trim()))
+        .map(str::trim)
         .collect();
+    let config = config.join("\n");
     let raw: pointsman::config::RawConfig = toml::from_str(&config).unwrap();
     let config = pointsman::config::Config::from_raw(raw, pointsman::config::RawConfig::default()).unwrap();
     let drain = config.transport.drain_delay + config.transport.drain_timeout;
-    for (text, name) in [(&manifest, "terminationGracePeriodSeconds: "), (&read("deploy/systemd/pointsman.service"), "TimeoutStopSec=")] {
+    for (text, name) in
+        [(&manifest, "terminationGracePeriodSeconds: "), (&read("deploy/systemd/pointsman.service"), "TimeoutStopSec=")]
+    {
         let value = text.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap();
         let seconds: u64 = value.trim_end_matches('s').parse().unwrap();
         assert!(seconds > drain.as_secs(), "{name}{value} cuts a drain of {drain:?} off");

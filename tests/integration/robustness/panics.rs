@@ -14,11 +14,8 @@ use super::engines::Scripted;
 use super::raw::{ROUTE, RawClient};
 
 fn service() -> (Service, Arc<Scripted>) {
-    let settings = RawConfig {
-        decision_cache_entries: Some(0),
-        max_wait: Some("10s".parse().unwrap()),
-        ..RawConfig::default()
-    };
+    let settings =
+        RawConfig { decision_cache_entries: Some(0), max_wait: Some("10s".parse().unwrap()), ..RawConfig::default() };
     let (hand_over, engine) = std::sync::mpsc::channel();
     let service = Service::start_with(settings, move |classifier| {
         let engine = Arc::new(Scripted::new(classifier, Duration::from_millis(1)));
@@ -43,7 +40,10 @@ async fn a_panic_costs_one_query_its_classification_and_nobody_an_answer() {
         let clients = Arc::clone(&clients);
         calls.spawn(async move {
             let poisoned = i % 4 == 0;
-            let text = format!("Why does pond number {i} dry up? {}", "Say more of it. ".repeat(if poisoned { 20 } else { 1 }));
+            let text = format!(
+                "Why does pond number {i} dry up? {}",
+                "Say more of it. ".repeat(if poisoned { 20 } else { 1 })
+            );
             (poisoned, route(&clients[i % 2], text).await)
         });
     }
@@ -70,7 +70,8 @@ async fn a_broken_encoder_degrades_every_answer_and_recovers() {
     let mut i = 0;
     let recovered = async || {
         i += 1;
-        (route(&client, format!("Is spring number {i} clear again after the rain?")).await == Source::Classifier).then_some(())
+        (route(&client, format!("Is spring number {i} clear again after the rain?")).await == Source::Classifier)
+            .then_some(())
     };
     eventually("classified again", recovered).await;
 }

@@ -147,7 +147,10 @@ async fn every_text_has_an_answer_and_neighbours_are_not_touched() {
 #[tokio::test]
 async fn composed_and_decomposed_characters_are_one() {
     let service = Service::start(RawConfig { decision_cache_entries: Some(0), ..RawConfig::default() });
-    let (composed, apart) = ("Où se trouve le café à côté du château ?", "Ou\u{300} se trouve le cafe\u{301} a\u{300} co\u{302}te\u{301} du cha\u{302}teau ?");
+    let (composed, apart) = (
+        "Où se trouve le café à côté du château ?",
+        "Ou\u{300} se trouve le cafe\u{301} a\u{300} co\u{302}te\u{301} du cha\u{302}teau ?",
+    );
     let results = batch(&service, vec![ask(composed), ask(apart)]).await;
     assert_eq!(said(&results[0]), said(&results[1]));
 }
@@ -164,7 +167,7 @@ async fn messages_that_no_library_makes_are_refused_or_answered() {
         outer.extend(inner);
         outer
     });
-    let groups = [vec![0x83, 0x7d].repeat(101), vec![0x84, 0x7d].repeat(101)].concat();
+    let groups = [[0x83, 0x7d].repeat(101), [0x84, 0x7d].repeat(101)].concat();
     let cases: [(&str, Vec<u8>, Code); 8] = [
         ("10,000 unknown fields", [valid.clone(), unknown].concat(), Code::Ok),
         ("unknown messages, 101 deep", [valid.clone(), nested].concat(), Code::Ok),
@@ -183,10 +186,9 @@ async fn messages_that_no_library_makes_are_refused_or_answered() {
     // Headers twice: the first counts, nothing breaks.
     let answer = client.call(ROUTE, &[("grpc-timeout", "9S"), ("grpc-timeout", "0m")], &valid).await.unwrap();
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
-    for (name, headers) in [
-        ("another encoding", [("grpc-encoding", "gzip")]),
-        ("an unknown encoding", [("grpc-encoding", "\u{1F4A9}")]),
-    ] {
+    for (name, headers) in
+        [("another encoding", [("grpc-encoding", "gzip")]), ("an unknown encoding", [("grpc-encoding", "\u{1F4A9}")])]
+    {
         let answer = client.call(ROUTE, &headers, &valid).await.unwrap();
         assert!(answer.code == Code::Unimplemented || answer.code == Code::Ok, "{name}: {answer:?}");
     }

@@ -29,14 +29,25 @@ fn write(dir: &Path, name: &str, content: &str) -> String {
 #[tokio::test]
 async fn no_secret_and_no_text_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let access = "[[caller]]\nname = 'shop'\ntoken_files = ['token']\nrights = ['route', 'policy_read', 'policy_write']";
+    let access =
+        "[[caller]]\nname = 'shop'\ntoken_files = ['token']\nrights = ['route', 'policy_read', 'policy_write']";
     write(dir.path(), "token", TOKEN);
     let secret = write(dir.path(), "secret", &format!("Bearer {SECRET}"));
     let access = write(dir.path(), "access.toml", access);
     // A source that is away, so that it is asked again and again.
     let process = Process::serve(&[
-        "--access-file", &access, "--policy", "http://127.0.0.1:9/policy", "--policy-auth-file", &secret,
-        "--policy-poll-interval", "100ms", "--log-filter", "debug", "--log-format", "json",
+        "--access-file",
+        &access,
+        "--policy",
+        "http://127.0.0.1:9/policy",
+        "--policy-auth-file",
+        &secret,
+        "--policy-poll-interval",
+        "100ms",
+        "--log-filter",
+        "debug",
+        "--log-format",
+        "json",
     ]);
     let client = RawClient::connect(process.grpc).await;
     let mut told = Vec::new();
@@ -72,18 +83,23 @@ async fn no_secret_and_no_text_is_told() {
         (ROUTE, [b"\x0a\x1d\xff".as_slice(), TEXT.as_bytes()].concat()),
         ("/pointsman.v1.Router/Fly", TEXT.as_bytes().to_vec()),
         ("/pointsman.v1.PolicyService/ValidatePolicy", TEXT.as_bytes().to_vec()),
-        ("/pointsman.v1.PolicyService/PublishPolicy", proto::PublishPolicyRequest { document: SMALL_POLICY.into(), ..Default::default() }.encode_to_vec()),
+        (
+            "/pointsman.v1.PolicyService/PublishPolicy",
+            proto::PublishPolicyRequest { document: SMALL_POLICY.into(), ..Default::default() }.encode_to_vec(),
+        ),
     ] {
         let answer = client.call(path, &[("authorization", &right)], &body).await.unwrap();
         told.push(format!("{:?}", answer.status));
     }
-    let mut expired = client.call(ROUTE, &[("authorization", &right), ("grpc-timeout", "0m")], &named("")).await.unwrap();
+    let mut expired =
+        client.call(ROUTE, &[("authorization", &right), ("grpc-timeout", "0m")], &named("")).await.unwrap();
     told.push(format!("{:?}", expired.status.drain().collect::<Vec<_>>()));
     // Files that become wrong in the way that quotes most.
     write(dir.path(), "access.toml", &format!("[[caller]]\nname = 'shop'\ntoken = '{TOKEN}'\nrights = []"));
     tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
     let log = process.log();
-    let admin = log.lines().find_map(|line| line.strip_prefix("admin       http://")).unwrap().split('/').next().unwrap();
+    let admin =
+        log.lines().find_map(|line| line.strip_prefix("admin       http://")).unwrap().split('/').next().unwrap();
     for path in ["/metrics", "/version", "/readyz", "/livez"] {
         find(path, &get(admin.parse().unwrap(), path).body);
     }
@@ -94,11 +110,20 @@ async fn no_secret_and_no_text_is_told() {
     find("the log", &log);
     assert!(log.contains("cannot be read again"), "the access file was missed: {log}");
 
-    let (code, out, err) = run(&["serve", "--check-config", "--access-file", &access, "--policy-auth-file", &secret,
-        "--policy", "http://127.0.0.1:9/policy"]);
+    let (code, out, err) = run(&[
+        "serve",
+        "--check-config",
+        "--access-file",
+        &access,
+        "--policy-auth-file",
+        &secret,
+        "--policy",
+        "http://127.0.0.1:9/policy",
+    ]);
     assert_eq!(code, 0, "{err}");
     find("the shown configuration", &out);
-    let (code, _, err) = run(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--access-file", &access]);
+    let (code, _, err) =
+        run(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--access-file", &access]);
     assert_eq!(code, 78, "{err}");
     find("the refusal to start", &err);
 }

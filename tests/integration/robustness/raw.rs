@@ -31,7 +31,10 @@ pub(super) struct Answer {
 
 impl RawClient {
     pub(super) async fn connect(address: SocketAddr) -> Self {
-        Self::over(TcpStream::connect(address).await.unwrap()).await
+        let stream = TcpStream::connect(address).await.unwrap();
+        // Or the kernel holds small frames back for up to 40 ms.
+        stream.set_nodelay(true).unwrap();
+        Self::over(stream).await
     }
 
     /// Speaks HTTP/2 over `stream`.

@@ -120,7 +120,8 @@ async fn important_requests_are_shed_last() {
     for i in 0..1_800_usize {
         tokio::time::sleep_until(started + Duration::from_secs_f64(i as f64 / 1_200.0)).await;
         let clients = Arc::clone(&clients);
-        let priority = [proto::Priority::High, proto::Priority::Normal, proto::Priority::Normal, proto::Priority::Low][i % 4];
+        let priority =
+            [proto::Priority::High, proto::Priority::Normal, proto::Priority::Normal, proto::Priority::Low][i % 4];
         let mut request = proto::RouteRequest::decode(&*query(i)).unwrap();
         request.set_priority(priority);
         calls.spawn(async move {
