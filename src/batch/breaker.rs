@@ -36,6 +36,11 @@ impl Breaker {
         due
     }
 
+    /// Whether the next failure opens it.
+    pub(super) fn is_about_to_open(&self) -> bool {
+        self.lock().failures + 1 == OPENS_AFTER
+    }
+
     pub(super) fn succeeded(&self) {
         *self.lock() = State::default();
     }
@@ -62,7 +67,9 @@ mod tests {
         let (breaker, start) = (Breaker::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         assert!((1..OPENS_AFTER).all(|_| !breaker.failed(start) && breaker.admits(start)));
+        assert!(breaker.is_about_to_open());
         assert!(breaker.failed(start), "this one opens it");
+        assert!(!breaker.is_about_to_open());
         assert!(!breaker.admits(at(999)));
         assert!(breaker.admits(at(1_000)) && !breaker.admits(at(1_001)), "one probe");
         assert!(!breaker.failed(at(1_100)), "it was open");

@@ -16,8 +16,8 @@ mod tests;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,8 @@ struct Shared {
     options: BatchOptions,
     cost: CostModel,
     breaker: Breaker,
+    /// An input that was classified, to tell a broken encoder from inputs that break it.
+    known_good: OnceLock<Input>,
     epoch: Instant,
     /// When the pass that runs should be done, in nanoseconds since `epoch`; in the past when none runs.
     busy_until: AtomicU64,
@@ -133,6 +135,7 @@ impl Batcher {
             options,
             cost: CostModel::default(),
             breaker: Breaker::default(),
+            known_good: OnceLock::new(),
             epoch: Instant::now(),
             busy_until: AtomicU64::new(0),
         });
@@ -164,6 +167,15 @@ impl Batcher {
             shared.cost.doubt();
         }
         Err(refusal)
+    }
+
+    /// Whether there is room for a call of many texts, each of which asks [`Self::admit`] for itself later.
+    ///
+    /// # Errors
+    /// When too much waits already.
+    pub fn has_room(&self, priority: Priority) -> Result<(), BatchError> {
+        let (wait, most) = (self.shared.wait(priority, Instant::now()), self.shared.options.max_wait);
+        if wait > most { Err(BatchError::Overloaded { retry_after: wait.saturating_sub(most) }) } else { Ok(()) }
     }
 
     /// Classifies `input`, which [`Self::admit`] has let pass.
@@ -257,11 +269,17 @@ impl Shared {
             let second = failed.split_off(failed.len() / 2);
             to_do.extend([second, failed]);
         }
-        if any_succeeded {
+        if any_succeeded || self.breaker.is_about_to_open() && self.still_works() {
             self.breaker.succeeded();
         } else if self.breaker.failed(Instant::now()) {
             tracing::error!("passes fail one after the other; the encoder is asked once a second");
         }
+    }
+
+    /// Whether the encoder classifies what it has classified before: then the inputs that came since are at fault.
+    fn still_works(&self) -> bool {
+        let try_out = |input| catch_unwind(AssertUnwindSafe(|| self.engine.classify(&[input]).is_ok()));
+        self.known_good.get().is_some_and(|input| try_out(input).unwrap_or(false))
     }
 
     /// One pass; gives the batch back when it failed.
@@ -279,6 +297,9 @@ impl Shared {
         match outcome {
             Ok(Ok(classifications)) => {
                 self.cost.learn(n_tokens, inference);
+                if let Some(entry) = batch.first() {
+                    self.known_good.get_or_init(|| entry.input.clone());
+                }
                 for (entry, classification) in batch.into_iter().zip(classifications) {
                     let queued = started.saturating_duration_since(entry.arrived);
                     entry.answer(Ok(Classified { classification, queued, inference }));

@@ -138,6 +138,18 @@ async fn an_encoder_that_always_fails_is_asked_once_a_second() {
 }
 
 #[tokio::test]
+async fn inputs_at_fault_do_not_pass_for_a_broken_encoder() {
+    let (batcher, fake, _) = start(Fake::default(), options());
+    assert_eq!(classify(&batcher, 1, Terms::default()).await, Ok(1));
+    for _ in 0..20 {
+        assert_eq!(classify(&batcher, POISON, Terms::default()).await, Err(BatchError::Failed));
+        assert_eq!(batcher.admit(1, Priority::Normal, Terms::default()), Ok(()));
+    }
+    // Every fifth time in a row the input that is known to be good was tried, and was classified.
+    assert_eq!(*fake.seen.lock().unwrap(), [1; 5]);
+}
+
+#[tokio::test]
 async fn cancelled_and_expired_queries_never_reach_the_engine() {
     let (batcher, fake, metrics) = start(Fake::default(), options());
     fake.hold(true);

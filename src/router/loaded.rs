@@ -104,8 +104,13 @@ impl Loaded {
         Ok(Self { classifier, cache, batcher })
     }
 
+    /// Whether there is room for a call of many texts.
+    pub(super) fn has_room(&self, priority: Priority) -> Result<(), BatchError> {
+        self.batcher.has_room(priority)
+    }
+
     /// Whether `bytes` of text would be classified in time.
-    pub(super) fn admit(&self, bytes: usize, priority: Priority, terms: Terms) -> Result<(), BatchError> {
+    fn admit(&self, bytes: usize, priority: Priority, terms: Terms) -> Result<(), BatchError> {
         let most = self.classifier.encoder().tokenizer().max_tokens();
         self.batcher.admit((bytes / BYTES_PER_PIECE + 2).min(most), priority, terms)
     }
@@ -267,7 +272,7 @@ mod tests {
         let nan = changed(&|index, said| said.tiers[1] = if index == 7 { f32::NAN } else { 0.3 });
         assert!(matches!(nan, Unfit::NotFinite { what: "a tier's probability", text: 7, .. }), "{nan}");
         let contradicts = changed(&|index, said| {
-            said.intent = Distribution::certain(if index % 2 == 0 { "rewrite" } else { "other" })
+            said.intent = Distribution::certain(if index % 2 == 0 { "rewrite" } else { "other" });
         });
         assert!(matches!(contradicts, Unfit::Contradicts { differs: 12, of: 12 }), "{contradicts}");
     }

@@ -265,17 +265,12 @@ impl Router {
         })
     }
 
-    /// Whether a call of `bytes` of text would be classified in time; for calls that are admitted as a whole.
+    /// Whether there is room for a call of many queries, which is taken in or refused as a whole.
     ///
     /// # Errors
     /// When too much work waits.
-    pub fn admit(&self, bytes: usize, priority: Priority, deadline: Option<Instant>) -> Result<(), BatchError> {
-        let loaded = self.loaded.load();
-        match loaded.admit(bytes, priority, Terms { deadline, admitted: false }) {
-            Err(overloaded @ BatchError::Overloaded { .. }) => Err(overloaded),
-            // Each query of the call finds an answer of its own for the rest.
-            _ => Ok(()),
-        }
+    pub fn has_room(&self, priority: Priority) -> Result<(), BatchError> {
+        self.loaded.load().has_room(priority)
     }
 
     /// Classifies a few texts, so that the first request does not pay for cold caches and the cost of a pass is known.

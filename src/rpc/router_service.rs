@@ -108,8 +108,7 @@ impl RouterService for RouterApi {
                 return Err(status::invalid_field("requests", problem));
             }
             // Shed as a whole or not at all: a caller that asked for many answers at once has use for all of them.
-            let bytes = requests.first().map_or(0, |request| request.query.len());
-            let admitted = router.admit(bytes, priority(&requests), deadline);
+            let admitted = router.has_room(priority(&requests));
             admitted.map_err(|error| self.refusal(DecideError::Unclassified(error)))?;
             let terms = Terms { deadline, admitted: true };
             let results = stream::iter(requests)
@@ -131,7 +130,7 @@ impl RouterService for RouterApi {
             let (_, call, requests) = request.into_parts();
             let deadline = deadline::of(&call);
             // Shed as a whole; once it runs, it is slowed down by what waits and not torn.
-            let admitted = router.admit(0, Priority::Normal, deadline);
+            let admitted = router.has_room(Priority::Normal);
             admitted.map_err(|error| self.refusal(DecideError::Unclassified(error)))?;
             let terms = Terms { deadline, admitted: true };
             let (service, call) = (self.clone(), Arc::new(call));

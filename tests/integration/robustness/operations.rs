@@ -45,7 +45,7 @@ fn every_metric_in_a_dashboard_or_alert_exists() {
             })
             .collect();
         assert!(unknown.is_empty(), "{file} names {unknown:?}, which do not exist");
-        assert!(named(&text).len() > 10, "{file}");
+        assert!(!named(&text).is_empty(), "{file}");
     }
     let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana/pointsman.json")).unwrap();
     assert!(dashboard["panels"].as_array().unwrap().len() > 10);
