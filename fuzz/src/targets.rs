@@ -257,11 +257,10 @@ fn has_keyword(text: &str, keyword: &str) -> bool {
 
 /// A text, as far as the encoder: within all bounds, and the same twice.
 pub fn tokenize(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes).into_owned();
-    let prepared = text::prepare(&Content::Text(text.clone()));
-    let again = text::prepare(&Content::Text(text));
+    let content = Content::Text(String::from_utf8_lossy(bytes).into_owned());
+    let (prepared, again) = (text::prepare(&content), text::prepare(&content));
     assert_eq!(prepared.text, again.text);
-    assert!(prepared.text.len() <= 64 * 1024);
+    assert!(prepared.text.len() <= text::MAX_USED_BYTES);
     let (input, most) = (classifier().tokenize(&prepared).unwrap(), classifier().encoder().tokenizer().max_tokens());
     assert!((2..=most).contains(&input.n_tokens()), "{} word pieces", input.n_tokens());
 }

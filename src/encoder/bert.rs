@@ -137,19 +137,45 @@ impl Bert {
         if let Some(stack) = &self.quantised {
             return stack.forward(&ids, batch.lengths());
         }
-        let positions = Tensor::new(batch.positions.as_slice(), device)?;
-        let words = self.word.index_select(&ids, 0)?;
-        let mut hidden = noise.apply(self.norm.forward(words, &self.position.index_select(&positions, 0)?)?)?;
-        for layer in &self.layers {
-            let context = attend(&layer.qkv.forward(&hidden)?, &batch.runs, self.n_heads)?;
-            let context = noise.apply(layer.attention_out.forward(&context)?)?;
-            hidden = layer.attention_norm.forward(context, &hidden)?;
-            let inner = layer.up.forward_gelu(&hidden)?;
-            hidden = layer.output_norm.forward(noise.apply(layer.down.forward(&inner)?)?, &hidden)?;
-        }
+        let hidden = self.run_layers(batch, &ids, noise, |_| Ok(()))?;
         let pooled = self.pool(&hidden, batch)?;
         let norms = pooled.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
         pooled.broadcast_div(&norms)
+    }
+
+    /// The layers as a graph: `[tokens, hidden]`. `see` is shown what enters each layer's two wide products.
+    fn run_layers(
+        &self,
+        batch: &RaggedBatch,
+        ids: &Tensor,
+        noise: &mut Noise,
+        mut see: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let positions = Tensor::new(batch.positions.as_slice(), ids.device())?;
+        let words = self.word.index_select(ids, 0)?;
+        let mut hidden = noise.apply(self.norm.forward(words, &self.position.index_select(&positions, 0)?)?)?;
+        for layer in &self.layers {
+            see(&hidden)?;
+            let context = attend(&layer.qkv.forward(&hidden)?, &batch.runs, self.n_heads)?;
+            let context = noise.apply(layer.attention_out.forward(&context)?)?;
+            hidden = layer.attention_norm.forward(context, &hidden)?;
+            see(&hidden)?;
+            let inner = layer.up.forward_gelu(&hidden)?;
+            hidden = layer.output_norm.forward(noise.apply(layer.down.forward(&inner)?)?, &hidden)?;
+        }
+        Ok(hidden)
+    }
+
+    /// The largest magnitudes in each column of what enters each layer's two wide products.
+    fn peaks(&self, sample: &RaggedBatch) -> Result<Vec<[Vec<f32>; 2]>> {
+        let ids = Tensor::new(sample.ids.as_slice(), &Device::Cpu)?;
+        let mut peaks = Vec::new();
+        self.run_layers(sample, &ids, &mut Noise::none(), |hidden| {
+            peaks.push(hidden.abs()?.max(0)?.to_vec1()?);
+            Ok(())
+        })?;
+        let mut peaks = peaks.into_iter();
+        Ok(std::iter::from_fn(|| Some([peaks.next()?, peaks.next()?])).collect())
     }
 
     /// Whether [`Self::quantise`] has kernels for these shapes.
@@ -158,10 +184,12 @@ impl Bert {
         inner > 0 && Stack::fits(self.hidden, inner, self.hidden / self.n_heads)
     }
 
-    /// Puts 8-bit layers in place of the ones in f32, which it drops.
-    pub(super) fn quantise(&mut self, options: &EncoderOptions) -> Result<()> {
+    /// Puts 8-bit layers in place of the ones in f32, which it drops. `sample` shows what numbers are usual.
+    pub(super) fn quantise(&mut self, options: &EncoderOptions, sample: &RaggedBatch) -> Result<()> {
+        let peaks = self.peaks(sample)?;
         let layers = std::mem::take(&mut self.layers);
-        let tensors: Vec<LayerTensors<'_>> = layers.iter().map(Layer::tensors).collect();
+        let tensors: Vec<LayerTensors<'_>> =
+            layers.iter().zip(&peaks).map(|(layer, peaks)| layer.tensors(peaks)).collect();
         let isa = options.isa.unwrap_or_else(Isa::best);
         let head_size = self.hidden / self.n_heads;
         let norm = (&self.norm.parameters, self.norm.eps);
@@ -210,8 +238,9 @@ impl Bert {
 // === impl Layer ===
 
 impl Layer {
-    fn tensors(&self) -> LayerTensors<'_> {
+    fn tensors<'a>(&'a self, peaks: &'a [Vec<f32>; 2]) -> LayerTensors<'a> {
         LayerTensors {
+            peaks,
             qkv: &self.qkv.product.weight,
             qkv_bias: &self.qkv.bias,
             attention_out: &self.attention_out.weight,

@@ -34,6 +34,14 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const CONFIG: &str = "config.json";
 /// Tokenizer file of an encoder directory.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// What the 8-bit layers look at to see which columns hold large numbers. The same few do for any text: one sentence
+/// serves nearly as well.
+const SAMPLE: [&str; 4] = [
+    "What is the capital of France, and how many people live there?",
+    "def add(a, b): return a + b  # why does this raise TypeError: unsupported operand?",
+    "Summarize the following report in three sentences: on 3 May the company said that 1,250 workers would be moved.",
+    "ok thanks!!",
+];
 
 /// A loaded encoder. Immutable; shared by reference between threads.
 #[derive(Debug)]
@@ -163,17 +171,21 @@ impl Encoder {
         if let Some(changes) = changes {
             bert.apply_changes(changes, device)?;
         }
+        let tokenizer = TextTokenizer::from_bytes(artifact.file(TOKENIZER)?, max_tokens)?;
         let can = device.is_cpu() && bert.fits_int8();
         match options.precision {
             Precision::Int8 if !can => {
                 return Err(EncoderError::Unsupported("8-bit products on this device or of these shapes".into()));
             }
-            Precision::Int8 | Precision::Auto if can => bert.quantise(options)?,
+            Precision::Int8 | Precision::Auto if can => {
+                let sample = SAMPLE.iter().map(|text| tokenizer.tokenize(text)).collect::<Result<Vec<_>, _>>()?;
+                bert.quantise(options, &RaggedBatch::new(&sample.iter().collect::<Vec<_>>()))?;
+            }
             Precision::Int8 | Precision::Auto | Precision::F32 => {}
         }
         let weights_sha256 = artifact.manifest.files.get(WEIGHTS).map(|entry| entry.sha256.clone()).unwrap_or_default();
         Ok(Self {
-            tokenizer: TextTokenizer::from_bytes(artifact.file(TOKENIZER)?, max_tokens)?,
+            tokenizer,
             bert,
             device: device.clone(),
             weights_sha256,

@@ -5,6 +5,7 @@
 
 mod cache;
 mod journal;
+mod languages;
 mod loaded;
 
 use std::sync::Arc;
@@ -23,8 +24,9 @@ use crate::policy::{Assignment, KeyDigest, NoCandidate, Resolution, ScopeError, 
 use crate::rules::RuleInput;
 use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
 use crate::telemetry::{Metrics, Stage};
-use crate::text::{self, Prepared};
+use crate::text::Prepared;
 use journal::Logged;
+use languages::Languages;
 use loaded::Loaded;
 
 pub use loaded::{Fresh, Retired, Unfit};
@@ -34,6 +36,7 @@ pub use loaded::{Fresh, Retired, Unfit};
 pub struct Router {
     loaded: ArcSwap<Loaded>,
     policies: Arc<PolicyStore>,
+    languages: Languages,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
     options: RouterOptions,
@@ -133,7 +136,8 @@ impl Router {
         options: RouterOptions,
     ) -> std::io::Result<Self> {
         let loaded = Loaded::start(engine, classifier, Arc::clone(&metrics), options)?;
-        Ok(Self { loaded: ArcSwap::from_pointee(loaded), policies, metrics, log: None, options })
+        let languages = Languages::new(options.cache_entries);
+        Ok(Self { loaded: ArcSwap::from_pointee(loaded), policies, languages, metrics, log: None, options })
     }
 
     /// Keeps decisions in `log` from now on.
@@ -184,7 +188,7 @@ impl Router {
         };
         let scope = scope.with_experiments(&assignment);
 
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let input = RuleInput {
             text: &prepared.text,
             signals: &prepared.signals,
@@ -250,7 +254,7 @@ impl Router {
         query.check()?;
         let loaded = self.loaded.load_full();
         let mut clock = Clock::start();
-        let prepared = clock.time(|timings| &mut timings.text_us, || text::prepare(&query.content));
+        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
         let consulted = self.consult(&loaded, &prepared, query, terms.into(), &mut clock).await;
         let Some(classification) = consulted.classification else {
             return Err(consulted.failure.unwrap_or(BatchError::Failed).into());

@@ -14,7 +14,7 @@ mod lexicon;
 mod select;
 mod structure;
 
-use crate::domain::{Content, TextSignals};
+use crate::domain::{Content, Language, TextSignals};
 
 /// A text ready for rules, tokenizer and heads.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,21 +51,35 @@ pub struct Task {
 pub const MAX_USED_BYTES: usize = 8 * 1_024;
 
 /// The language of an ISO 639-3 code, if it is one that can be found in a text.
-pub fn language(code: &str) -> Option<crate::domain::Language> {
+pub fn language(code: &str) -> Option<Language> {
     language::of_code(code)
+}
+
+/// The language of a prepared text, or `None` when it is too short or too mixed to tell.
+pub fn detect_language(text: &str) -> Option<Language> {
+    language::detect(text)
 }
 
 /// Chooses, cleans, cuts and describes what is to be classified.
 pub fn prepare(content: &Content) -> Prepared {
+    prepare_with(content, detect_language)
+}
+
+/// As [`prepare`], where `detect` tells the text's language: by far the dearest of the signals, and worth remembering.
+pub fn prepare_with(content: &Content, detect: impl FnOnce(&str) -> Option<Language>) -> Prepared {
     let chosen = select::choose(content);
     let (cut, bytes_cut) = clean::cut_middle(chosen.text, MAX_USED_BYTES - clean::GAP.len());
     let mut text = clean::normalise(&select::drop_harness_noise(&cut));
     // Composition can lengthen a text in scripts whose composed forms Unicode excludes.
     text.truncate(text.floor_char_boundary(MAX_USED_BYTES));
-    let signals = structure::signals(&text);
+    let signals = TextSignals { language: detect(&text), ..structure::signals(&text) };
     let task = courtesy::strip(&text);
     // Usually the same; then seen through once.
-    let task_signals = if task.len() == text.len() { signals.clone() } else { structure::signals(task) };
+    let task_signals = if task.len() == text.len() {
+        signals.clone()
+    } else {
+        TextSignals { language: signals.language, ..structure::signals(task) }
+    };
     let task = Task { text: task.to_owned(), signals: task_signals };
     Prepared {
         text,

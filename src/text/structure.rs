@@ -4,7 +4,6 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::language;
 use crate::domain::{Structure, Structures, TextSignals};
 
 struct Patterns {
@@ -49,7 +48,7 @@ pub(super) fn signals(text: &str) -> TextSignals {
         bytes: text.len(),
         words: text.split_whitespace().count(),
         lines: text.lines().filter(|line| !line.trim().is_empty()).count(),
-        language: language::detect(text),
+        language: None,
         structures: structures(text),
     }
 }

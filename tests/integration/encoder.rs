@@ -106,6 +106,5 @@ fn prompts_point_where_floats_do() {
     let (n, mean) = (cosines.len(), cosines.iter().sum::<f32>() / cosines.len() as f32);
     let least = cosines.into_iter().fold(1.0, f32::min);
     println!("{n} prompts: cosine at least {least:.4}, on average {mean:.5}");
-    // What is reached; the aim is 0.995 and 0.999 (benches/README.md).
-    assert!(n >= 2_000 && least >= 0.97 && mean >= 0.997);
+    assert!(n >= 2_000 && least >= 0.995 && mean >= 0.999);
 }

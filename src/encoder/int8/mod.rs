@@ -1,8 +1,9 @@
 //! The layers on a CPU in 8-bit integers: what candle's graph hands to this project's own kernels.
 //!
 //! Weights are symmetric bytes with a scale for each output column; activations are quantised by token as they come
-//! (127 steps to each side); products are exact sums of bytes; everything between them is f32. Norms, softmax and pooling
-//! are never quantised. The whole stack is one operation for candle: at one short query its graph, which makes a
+//! (127 steps to each side, or 255 above GELU's least value), after the columns of a norm's output were made more alike
+//! ([`weights`]); products are exact sums of bytes; everything between them is f32. Norms, softmax and pooling are never
+//! quantised. The whole stack is one operation for candle: at one short query its graph, which makes a
 //! tensor for each step, would cost more than the arithmetic of the step.
 //!
 //! Shapes: `tokens` is the number of word pieces of all sequences together; nothing is padded.
@@ -77,11 +78,16 @@ impl Stack {
         n_threads: usize,
     ) -> Result<Self> {
         use rayon::prelude::*;
-        let layers = layers.par_iter().map(|tensors| Layer::new(tensors, head_size)).collect::<Result<_>>()?;
+        let first = layers.first().map(|layer| &layer.peaks[0]);
+        let norm = NormWeights::new(norm, first, eps)?;
+        let layers = (0..layers.len())
+            .into_par_iter()
+            .map(|index| Layer::new(&layers[index], layers.get(index + 1), head_size))
+            .collect::<Result<_>>()?;
         let weights = Weights {
             words: words.flatten_all()?.to_vec1()?,
             positions: positions.flatten_all()?.to_vec1()?,
-            norm: NormWeights::new(norm, eps)?,
+            norm,
             layers,
             hidden: positions.dim(1)?,
         };

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use super::kernels::{Bytes, Isa, Onto};
-use super::layer::{NormWeights, UnitScratch};
+use super::kernels::{Bytes, Isa, Onto, Target};
+use super::layer::{Layer, NormWeights, UnitBytes, UnitScratch};
 use super::threads::{Barrier, Broken, Job};
 use super::{Weights, plan::Plan};
 
@@ -71,6 +71,9 @@ struct MemberScratch {
     bytes: Vec<u8>,
     scales: Vec<f32>,
     unit: UnitScratch,
+    /// One for each unit of attention.
+    contexts: Vec<UnitBytes>,
+    inner: UnitBytes,
     block: Buffers,
 }
 
@@ -110,31 +113,14 @@ impl Job for Pass {
 
 impl Pass {
     fn run_block(&self, work: &Work, member: usize, scratch: &mut MemberScratch) -> Result<(), Broken> {
-        let (weights, hidden) = (&*self.weights, self.weights.hidden);
-        let lengths = &self.lengths[work.sequences.clone()];
-        let n_tokens = work.tokens.len();
         self.embed(work, member);
         work.barrier.wait()?;
-        for layer in &weights.layers {
-            work.gather(scratch);
-            let x = Bytes { values: &scratch.bytes, width: hidden, scales: &scratch.scales };
-            for unit in work.units_of(member, layer.attention.len()) {
-                let (share, onto) = work.share_of(unit);
-                let mut share = share.write().unwrap_or_else(PoisonError::into_inner);
-                share.resize(n_tokens * hidden, 0.0);
-                layer.attention[unit].run(self.isa, x, lengths, &mut scratch.unit, &mut share, onto);
-            }
+        for layer in &self.weights.layers {
+            self.attend(work, member, layer, scratch);
             work.barrier.wait()?;
             self.finish(work, member, layer.attention.len(), &layer.attention_norm);
             work.barrier.wait()?;
-            work.gather(scratch);
-            let x = Bytes { values: &scratch.bytes, width: hidden, scales: &scratch.scales };
-            for unit in work.units_of(member, layer.inner.len()) {
-                let (share, onto) = work.share_of(unit);
-                let mut share = share.write().unwrap_or_else(PoisonError::into_inner);
-                share.resize(n_tokens * hidden, 0.0);
-                layer.inner[unit].run(self.isa, x, &mut scratch.unit, &mut share, onto);
-            }
+            self.widen(work, member, layer, scratch);
             work.barrier.wait()?;
             self.finish(work, member, layer.inner.len(), &layer.output_norm);
             work.barrier.wait()?;
@@ -163,6 +149,42 @@ impl Pass {
         bytes.resize(values.len(), 0);
         scales.resize(range.len(), 0.0);
         self.isa.add_norm_quantise(values, &[], self.weights.norm.as_norm(), bytes, scales);
+    }
+
+    /// A member's units of attention, and their shares of the output.
+    fn attend(&self, work: &Work, member: usize, layer: &Layer, scratch: &mut MemberScratch) {
+        let hidden = self.weights.hidden;
+        work.gather(scratch);
+        let MemberScratch { bytes, scales, unit: buffers, contexts, .. } = scratch;
+        let x = Bytes { values: bytes, width: hidden, scales };
+        let units = work.units_of(member, layer.attention.len());
+        contexts.resize_with(layer.attention.len(), UnitBytes::default);
+        for unit in units.clone() {
+            let lengths = &self.lengths[work.sequences.clone()];
+            layer.attention[unit].attend(self.isa, x, lengths, buffers, &mut contexts[unit]);
+        }
+        let parts: Vec<_> = units.clone().map(|unit| layer.attention[unit].share(&contexts[unit])).collect();
+        // One alone adds up the shares of all; else each has its own place.
+        let n_together = if work.shares.len() == 1 { parts.len() } else { 1 };
+        for (unit, parts) in units.zip(parts.chunks(n_together)) {
+            let mut share = work.shares[unit].write().unwrap_or_else(PoisonError::into_inner);
+            share.resize(work.tokens.len() * hidden, 0.0);
+            self.isa.products(parts, Target { values: &mut share, stride: hidden, onto: Onto::Nothing });
+        }
+    }
+
+    /// A member's units of the inner layer.
+    fn widen(&self, work: &Work, member: usize, layer: &Layer, scratch: &mut MemberScratch) {
+        let hidden = self.weights.hidden;
+        work.gather(scratch);
+        let MemberScratch { bytes, scales, unit: buffers, inner, .. } = scratch;
+        let x = Bytes { values: bytes, width: hidden, scales };
+        for unit in work.units_of(member, layer.inner.len()) {
+            let (share, onto) = work.share_of(unit);
+            let mut share = share.write().unwrap_or_else(PoisonError::into_inner);
+            share.resize(work.tokens.len() * hidden, 0.0);
+            layer.inner[unit].run(self.isa, x, buffers, inner, &mut share, onto);
+        }
     }
 
     /// Adds up the shares of a member's rows, and normalises.

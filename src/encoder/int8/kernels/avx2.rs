@@ -15,17 +15,20 @@ const COLUMNS: usize = 16;
 macro_rules! tiles {
     ($feature:literal, $multiply:ident, $rows:literal: $($n:literal),*) => {
         #[target_feature(enable = $feature)]
-        pub(in super::super) fn product(x: Bytes<'_>, w: Panels<'_>, mut target: Target<'_>) {
-            let rows = x.scales.len();
-            let n_tiles = rows.div_ceil($rows);
-            for block in 0..w.scales.len() / COLUMNS {
-                for tile in 0..n_tiles {
-                    let (first, end) = (tile * rows / n_tiles, (tile + 1) * rows / n_tiles);
-                    match end - first {
-                        $($n => $multiply::<$n>(x, w, &mut target, first, block),)*
-                        _ => $multiply::<$rows>(x, w, &mut target, first, block),
+        pub(in super::super) fn products(parts: &[(Bytes<'_>, Panels<'_>)], mut target: Target<'_>) {
+            for (x, w) in parts {
+                let rows = x.scales.len();
+                let n_tiles = rows.div_ceil($rows);
+                for block in 0..w.scales.len() / COLUMNS {
+                    for tile in 0..n_tiles {
+                        let (first, end) = (tile * rows / n_tiles, (tile + 1) * rows / n_tiles);
+                        match end - first {
+                            $($n => $multiply::<$n>(*x, *w, &mut target, first, block),)*
+                            _ => $multiply::<$rows>(*x, *w, &mut target, first, block),
+                        }
                     }
                 }
+                target.onto = Onto::Sum;
             }
         }
     };
@@ -40,11 +43,11 @@ fn place(block: usize, width: usize) -> (usize, usize) {
 pub(super) mod plain {
     use std::arch::x86_64::{
         __m256i, _mm_cvtsi32_si128, _mm_cvtsi128_si64, _mm_loadu_si128, _mm256_add_epi32, _mm256_castsi256_si128,
-        _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_madd_epi16, _mm256_set1_epi16, _mm256_set1_epi64x,
-        _mm256_setzero_si256, _mm256_storeu_si256, _mm256_sub_epi16,
+        _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_madd_epi16, _mm256_set1_epi64x, _mm256_setzero_si256,
+        _mm256_storeu_si256,
     };
 
-    use super::{Bytes, COLUMNS, Panels, QUAD, Target, ZERO_16, float_kernels, place};
+    use super::{Bytes, COLUMNS, Onto, Panels, QUAD, Target, float_kernels, place};
 
     tiles!("avx2,fma", multiply, 3: 1, 2);
 
@@ -65,7 +68,7 @@ pub(super) mod plain {
             for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: `rows` has R rows of n_quads · QUAD bytes.
                 let x = unsafe { rows.as_ptr().add((row * n_quads + quad) * QUAD).cast::<i32>().read_unaligned() };
-                let x = _mm256_sub_epi16(_mm256_cvtepu8_epi16(_mm_cvtsi32_si128(x)), _mm256_set1_epi16(ZERO_16));
+                let x = _mm256_cvtepu8_epi16(_mm_cvtsi32_si128(x));
                 let x = _mm256_set1_epi64x(_mm_cvtsi128_si64(_mm256_castsi256_si128(x)));
                 for (sum, w) in sums.iter_mut().zip(w) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, w));
@@ -79,7 +82,9 @@ pub(super) mod plain {
                 unsafe { _mm256_storeu_si256(halves.as_mut_ptr().add(8 * v).cast(), *sum) };
             }
             let (pairs, _) = halves.as_chunks::<2>();
-            super::finish(x.scales[first + row], w, pairs.iter().map(|[a, b]| a + b), target, first + row, block);
+            let corrections = &w.corrections[block * COLUMNS..(block + 1) * COLUMNS];
+            let sums = pairs.iter().zip(corrections).map(|([a, b], correction)| a + b + correction);
+            super::finish(x.scales[first + row], w, sums, target, first + row, block);
         }
     }
 
@@ -94,7 +99,7 @@ pub(super) mod vnni {
         __m256i, _mm256_dpbusd_avx_epi32, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_storeu_si256,
     };
 
-    use super::{Bytes, COLUMNS, Panels, QUAD, Target, float_kernels, place};
+    use super::{Bytes, COLUMNS, Onto, Panels, QUAD, Target, float_kernels, place};
 
     tiles!("avx2,fma,avxvnni", multiply, 6: 1, 2, 3, 4, 5);
 
@@ -177,9 +182,6 @@ impl Vector for Halves {
         }
     }
 }
-
-/// [`super::ZERO`], as 16-bit numbers are moved by.
-const ZERO_16: i16 = super::ZERO as i16;
 
 /// Scales a row's sums of one block and puts them where they go.
 #[inline(always)]

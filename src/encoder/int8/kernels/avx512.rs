@@ -2,33 +2,37 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps,
 };
 
 use super::loops::{Lanes, Vector};
-use super::{Bytes, Onto, PANEL, Panels, QUAD, Target, float_kernels};
+use super::{Bytes, LANES, Onto, PANEL, Panels, QUAD, Target, float_kernels};
 
-/// Vectors of 16 columns in a panel.
-const VECTORS: usize = PANEL / 16;
 /// Most rows in a tile: 24 sums, 4 vectors of weights and an activation in 32 registers.
 const ROWS: usize = 6;
 
 /// Tiles of rows of even heights, so that no short one runs at the end with too few sums under way.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub(super) fn product(x: Bytes<'_>, w: Panels<'_>, mut target: Target<'_>) {
-    let rows = x.scales.len();
+pub(super) fn products(parts: &[(Bytes<'_>, Panels<'_>)], mut target: Target<'_>) {
+    let Some((rows, columns)) = parts.first().map(|(x, w)| (x.scales.len(), w.scales.len())) else { return };
+    let onto = target.onto;
     let n_tiles = rows.div_ceil(ROWS);
-    for panel in 0..w.scales.len() / PANEL {
+    for panel in 0..columns / PANEL {
         for tile in 0..n_tiles {
             let (first, end) = (tile * rows / n_tiles, (tile + 1) * rows / n_tiles);
             let place = Place { row: first, panel };
-            match end - first {
-                1 => one(x, w, &mut target, place),
-                2 => two(x, w, &mut target, place),
-                3 => three(x, w, &mut target, place),
-                4 => four(x, w, &mut target, place),
-                5 => five(x, w, &mut target, place),
-                _ => six(x, w, &mut target, place),
+            // All parts of a tile one after the other: what they are added up onto stays in the nearest cache.
+            for (index, (x, w)) in parts.iter().enumerate() {
+                target.onto = if index == 0 { onto } else { Onto::Sum };
+                match end - first {
+                    1 => one(x, w, &mut target, place),
+                    2 => two(x, w, &mut target, place),
+                    3 => three(x, w, &mut target, place),
+                    4 => four(x, w, &mut target, place),
+                    5 => five(x, w, &mut target, place),
+                    _ => six(x, w, &mut target, place),
+                }
             }
         }
     }
@@ -41,17 +45,26 @@ struct Place {
     panel: usize,
 }
 
-/// A tile of so many rows. Written out row by row: a loop over rows is not always unrolled, and then the sums leave their
-/// registers, at half the speed.
+/// What a product is added to where it replaces what is there.
+static ZEROS: [f32; PANEL] = [0.0; PANEL];
+
+/// A tile of so many rows. Written out row by row and vector by vector: a loop over them is not always unrolled, and then
+/// the sums leave their registers, at half the speed.
 macro_rules! tile {
     ($name:ident, $rows:literal: $($row:literal)*) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-        fn $name(x: Bytes<'_>, w: Panels<'_>, target: &mut Target<'_>, place: Place) {
+        fn $name(x: &Bytes<'_>, w: &Panels<'_>, target: &mut Target<'_>, place: Place) {
             let columns = place.panel * PANEL;
             let n_quads = x.width / QUAD;
             let weights = &w.values[columns * x.width..(columns + PANEL) * x.width];
             let rows = &x.values[place.row * x.width..(place.row + $rows) * x.width];
-            let start = vectors(&w.corrections[columns..columns + PANEL]);
+            let x_scales = &x.scales[place.row..place.row + $rows];
+            let w_scales = vectors(&w.scales[columns..columns + PANEL]);
+            let corrections = vectors(&w.corrections[columns..columns + PANEL]);
+            // SAFETY: `corrections` has PANEL numbers.
+            let start = unsafe {
+                [0, 16, 32, 48].map(|column| _mm512_loadu_si512(corrections.add(column).cast()))
+            };
             let mut sums = [start; $rows];
             let (mut weights, rows) = (weights.as_ptr(), rows.as_ptr());
             for quad in 0..n_quads {
@@ -77,7 +90,24 @@ macro_rules! tile {
                     sums[$row][3] = _mm512_dpbusd_epi32(sums[$row][3], x, w3);
                 )*
             }
-            $(finish(sums[$row], x.scales[place.row + $row], w, target, place.row + $row, columns);)*
+            let first = place.row * target.stride + columns;
+            let out = target.values[first..first + ($rows - 1) * target.stride + PANEL].as_mut_ptr();
+            let (onto, onto_stride) = match target.onto {
+                Onto::Nothing => (ZEROS.as_ptr(), 0),
+                Onto::Bias(bias) => (bias[columns..columns + PANEL].as_ptr(), 0),
+                Onto::Sum => (out.cast_const(), target.stride),
+            };
+            $(
+                let x_scale = _mm512_set1_ps(x_scales[$row]);
+                // SAFETY: `w_scales` has PANEL numbers, and from each row's start on `out` and `onto` have as many.
+                unsafe {
+                    let (onto, out) = (onto.add($row * onto_stride), out.add($row * target.stride));
+                    put(sums[$row][0], x_scale, w_scales, onto, out);
+                    put(sums[$row][1], x_scale, w_scales.add(16), onto.add(16), out.add(16));
+                    put(sums[$row][2], x_scale, w_scales.add(32), onto.add(32), out.add(32));
+                    put(sums[$row][3], x_scale, w_scales.add(48), onto.add(48), out.add(48));
+                }
+            )*
         }
     };
 }
@@ -89,35 +119,24 @@ tile!(four, 4: 0 1 2 3);
 tile!(five, 5: 0 1 2 3 4);
 tile!(six, 6: 0 1 2 3 4 5);
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-fn vectors(numbers: &[i32]) -> [__m512i; VECTORS] {
-    let (numbers, _) = numbers.as_chunks::<16>();
-    // SAFETY: each has 16 numbers.
-    std::array::from_fn(|v| unsafe { _mm512_loadu_si512(numbers[v].as_ptr().cast()) })
+/// The numbers of a panel's columns, to be read by vectors.
+fn vectors<T>(numbers: &[T]) -> *const T {
+    assert!(numbers.len() == PANEL, "one for each column");
+    numbers.as_ptr()
 }
 
-/// Scales a row's sums of one panel and puts them where they go.
+/// Scales 16 sums and puts them where they go.
+///
+/// # Safety
+/// `w_scales`, `onto` and `out` have 16 numbers each.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 #[inline]
-fn finish(sums: [__m512i; VECTORS], x_scale: f32, w: Panels<'_>, target: &mut Target<'_>, row: usize, columns: usize) {
-    let at = row * target.stride + columns;
-    let (out, _) = target.values[at..at + PANEL].as_chunks_mut::<16>();
-    let (scales, _) = w.scales[columns..columns + PANEL].as_chunks::<16>();
-    let x_scale = _mm512_set1_ps(x_scale);
-    for (v, ((sum, out), scale)) in sums.into_iter().zip(out).zip(scales).enumerate() {
-        // SAFETY: `scale` and `out` have 16 numbers, a bias one for each column.
-        unsafe {
-            let scale = _mm512_mul_ps(x_scale, _mm512_loadu_ps(scale.as_ptr()));
-            let mut value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-            match target.onto {
-                Onto::Nothing => {}
-                Onto::Bias(bias) => {
-                    value = _mm512_add_ps(_mm512_loadu_ps(bias.as_ptr().add(columns + 16 * v)), value);
-                }
-                Onto::Sum => value = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), value),
-            }
-            _mm512_storeu_ps(out.as_mut_ptr(), value);
-        }
+unsafe fn put(sums: __m512i, x_scale: __m512, w_scales: *const f32, onto: *const f32, out: *mut f32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let scale = _mm512_mul_ps(x_scale, _mm512_loadu_ps(w_scales));
+        let value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
+        _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(onto), value));
     }
 }
 
@@ -150,6 +169,30 @@ impl Vector for Wide {
     unsafe fn add_product(self, factor: f32, values: Self) -> Self {
         // SAFETY: the caller's.
         Self(unsafe { _mm512_fmadd_ps(_mm512_set1_ps(factor), values.0, self.0) })
+    }
+
+    /// By halves, quarters, eighths and sixteenths: of two rows so far apart, each takes the other's far half.
+    #[inline(always)]
+    unsafe fn transpose(rows: [&Lanes; LANES]) -> [Self; LANES] {
+        // SAFETY: the caller's.
+        let mut rows = rows.map(|row| unsafe { Self::load(row) });
+        for distance in [8, 4, 2, 1] {
+            for row in (0..LANES).filter(|row| row & distance == 0) {
+                let (a, b) = (rows[row].0, rows[row + distance].0);
+                // From 16 on, a number is a lane of `b`.
+                let near: [i32; LANES] = std::array::from_fn(|lane| {
+                    (if lane & distance == 0 { lane } else { LANES + lane - distance }) as i32
+                });
+                let far = near.map(|lane| lane + distance as i32);
+                // SAFETY: the caller's; `near` and `far` have 16 numbers.
+                unsafe {
+                    let [near, far] = [near, far].map(|lanes| _mm512_loadu_si512(lanes.as_ptr().cast()));
+                    rows[row].0 = _mm512_permutex2var_ps(a, near, b);
+                    rows[row + distance].0 = _mm512_permutex2var_ps(a, far, b);
+                }
+            }
+        }
+        rows
     }
 }
 

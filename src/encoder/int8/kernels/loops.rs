@@ -3,16 +3,18 @@
 //!
 //! Sums are made in an order of their own, lane by lane, whatever the set; only fused multiply-adds round differently.
 
-use super::{LANES, PANEL};
+use super::{GELU_SHIFT, LANES, PANEL};
 
 pub(super) type Lanes = [f32; LANES];
 
-/// A layer norm, and the bias of the product whose sum it is applied to.
+/// A layer norm, the bias of the product whose sum it is applied to, and what each column is multiplied with on its way
+/// to a byte.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Norm<'a> {
     pub(in super::super) bias: &'a [f32],
     pub(in super::super) scale: &'a [f32],
     pub(in super::super) shift: &'a [f32],
+    pub(in super::super) steps: &'a [f32],
     pub(in super::super) eps: f32,
 }
 
@@ -45,31 +47,35 @@ pub(super) trait Vector: Copy {
     unsafe fn store(self, values: &mut Lanes);
     /// `self + factor · values`.
     unsafe fn add_product(self, factor: f32, values: Self) -> Self;
+
+    /// Rows to columns.
+    unsafe fn transpose(rows: [&Lanes; LANES]) -> [Self; LANES] {
+        // SAFETY: the caller's.
+        std::array::from_fn(|column| unsafe { Self::load(&rows.map(|row| row[column])) })
+    }
 }
 
-/// Queries that are answered together.
-const QUERIES: usize = 4;
-/// Groups of keys that are scored together.
-const GROUPS: usize = 4;
+/// Most queries that are answered together.
+const QUERIES: usize = 8;
 /// Adding this to a small float leaves it, rounded to a whole number, in the low bits.
 const ROUNDING: f32 = 12_582_912.0;
 
 #[inline(always)]
 pub(super) fn quantise(x: &[f32], width: usize, bytes: &mut [u8], scales: &mut [f32]) {
     for ((x, bytes), scale) in x.chunks_exact(width).zip(bytes.chunks_exact_mut(width)).zip(scales) {
-        *scale = quantise_row(x, bytes);
+        let largest = largest(x, |x| x.abs());
+        *scale = largest / 127.0;
+        let factor = steps_of(127.0, largest);
+        for (byte, x) in bytes.iter_mut().zip(x) {
+            *byte = (x * factor + (ROUNDING + 128.0)).to_bits() as u8;
+        }
     }
 }
 
+/// Steps to a unit, where so many are to reach the largest. A row of zeros becomes zeros.
 #[inline(always)]
-fn quantise_row(x: &[f32], bytes: &mut [u8]) -> f32 {
-    let largest = largest(x);
-    // A row of zeros, or of nonsense, becomes zeros; nonsense in a row is seen in its scale.
-    let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-    for (byte, x) in bytes.iter_mut().zip(x) {
-        *byte = (x * factor + (ROUNDING + 128.0)).to_bits() as u8;
-    }
-    largest / 127.0
+fn steps_of(n: f32, largest: f32) -> f32 {
+    if largest > 0.0 { n / largest } else { 0.0 }
 }
 
 /// As `f32::max` but for what is no number, and one instruction.
@@ -79,15 +85,30 @@ fn larger(a: f32, b: f32) -> f32 {
 }
 
 #[inline(always)]
-fn largest(x: &[f32]) -> f32 {
+fn largest(x: &[f32], size: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (groups, rest) = x.as_chunks::<LANES>();
     for group in groups {
         for (lane, x) in lanes.iter_mut().zip(group) {
-            *lane = larger(*lane, x.abs());
+            *lane = larger(*lane, size(*x));
         }
     }
-    lanes.iter().chain(rest).fold(0.0_f32, |largest, x| larger(largest, x.abs()))
+    let lanes = lanes.iter().fold(0.0_f32, |largest, x| larger(largest, *x));
+    rest.iter().fold(lanes, |largest, x| larger(largest, size(*x)))
+}
+
+/// The largest magnitude of the products, pair by pair.
+#[inline(always)]
+fn largest_product(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in x.iter().zip(y) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane = larger(*lane, (x * y).abs());
+        }
+    }
+    let lanes = lanes.iter().fold(0.0_f32, |largest, x| larger(largest, *x));
+    x_rest.iter().zip(y_rest).fold(lanes, |largest, (x, y)| larger(largest, (x * y).abs()))
 }
 
 #[inline(always)]
@@ -95,9 +116,14 @@ pub(super) fn gelu_quantise<const FUSED: bool>(x: &mut [f32], bias: &[f32], byte
     let width = bias.len();
     for ((x, bytes), scale) in x.chunks_exact_mut(width).zip(bytes.chunks_exact_mut(width)).zip(scales) {
         for (x, bias) in x.iter_mut().zip(bias) {
-            *x = gelu::<FUSED>(*x + bias);
+            *x = shifted_gelu::<FUSED>(*x + bias);
         }
-        *scale = quantise_row(x, bytes);
+        let largest = largest(x, |x| x);
+        *scale = largest / 255.0;
+        let factor = steps_of(255.0, largest);
+        for (byte, x) in bytes.iter_mut().zip(&*x) {
+            *byte = (x * factor + ROUNDING).to_bits() as u8;
+        }
     }
 }
 
@@ -149,7 +175,12 @@ pub(super) fn add_norm_quantise(
         for ((x, scale), shift) in hidden.iter_mut().zip(norm.scale).zip(norm.shift) {
             *x = (*x - mean) * factor * scale + shift;
         }
-        *scale = quantise_row(hidden, bytes);
+        let largest = largest_product(hidden, norm.steps);
+        *scale = largest / 127.0;
+        let factor = steps_of(127.0, largest);
+        for ((byte, x), step) in bytes.iter_mut().zip(&*hidden).zip(norm.steps) {
+            *byte = (x * step * factor + (ROUNDING + 128.0)).to_bits() as u8;
+        }
     }
 }
 
@@ -179,42 +210,67 @@ pub(super) unsafe fn attend<const HEAD: usize, const GROUPS_OF_HEAD: usize, V: V
     let n_groups = length.div_ceil(LANES);
     for head in 0..PANEL / HEAD {
         let first = head * HEAD;
-        keys_by_dimension::<HEAD>(qkv.k, first, n_groups, &mut scratch.keys);
+        // SAFETY: as this function's own.
+        unsafe { keys_by_dimension::<HEAD, V>(qkv.k, first, n_groups, &mut scratch.keys) };
         scratch.scores.clear();
         scratch.scores.resize(QUERIES * n_groups, [0.0; LANES]);
         let mut query = 0;
+        // As many sums under way, whatever the number of queries: queries times groups of keys.
         while query + QUERIES <= length {
             // SAFETY: as this function's own.
-            unsafe { answer::<HEAD, GROUPS_OF_HEAD, QUERIES, V>(qkv, first, query, context, scratch) };
+            unsafe { answer::<HEAD, GROUPS_OF_HEAD, QUERIES, 2, V>(qkv, first, query, context, scratch) };
             query += QUERIES;
+        }
+        if query + 4 <= length {
+            // SAFETY: as this function's own.
+            unsafe { answer::<HEAD, GROUPS_OF_HEAD, 4, 4, V>(qkv, first, query, context, scratch) };
+            query += 4;
         }
         while query < length {
             // SAFETY: as this function's own.
-            unsafe { answer::<HEAD, GROUPS_OF_HEAD, 1, V>(qkv, first, query, context, scratch) };
+            unsafe { answer::<HEAD, GROUPS_OF_HEAD, 1, 4, V>(qkv, first, query, context, scratch) };
             query += 1;
         }
     }
 }
 
 /// Transposes the keys of one head; the last group is filled up with zeros.
-#[inline(always)]
-fn keys_by_dimension<const HEAD: usize>(k: &[f32], first: usize, n_groups: usize, keys: &mut Vec<Lanes>) {
-    keys.clear();
-    keys.resize(HEAD * n_groups, [0.0; LANES]);
-    for (key, row) in k.chunks_exact(PANEL).enumerate() {
-        let (group, lane) = (key / LANES, key % LANES);
-        for (dimension, value) in row[first..first + HEAD].iter().enumerate() {
-            keys[dimension * n_groups + group][lane] = *value;
-        }
-    }
-}
-
-/// `N` queries against all keys.
 ///
 /// # Safety
 /// The machine has the instruction set of `V`.
 #[inline(always)]
-unsafe fn answer<const HEAD: usize, const GROUPS_OF_HEAD: usize, const N: usize, V: Vector>(
+unsafe fn keys_by_dimension<const HEAD: usize, V: Vector>(
+    k: &[f32],
+    first: usize,
+    n_groups: usize,
+    keys: &mut Vec<Lanes>,
+) {
+    keys.resize(HEAD * n_groups, [0.0; LANES]);
+    for (group, rows) in k.chunks(PANEL * LANES).enumerate() {
+        for dimension in (0..HEAD).step_by(LANES) {
+            let mut block = [&[0.0; LANES]; LANES];
+            for (row, place) in rows.chunks_exact(PANEL).zip(&mut block) {
+                let (lanes, _) = row[first + dimension..].as_chunks::<LANES>();
+                *place = &lanes[0];
+            }
+            // SAFETY: as this function's own.
+            let columns = unsafe { V::transpose(block) };
+            for (column, keys) in
+                columns.into_iter().zip(keys[dimension * n_groups..].iter_mut().skip(group).step_by(n_groups))
+            {
+                // SAFETY: as this function's own.
+                unsafe { column.store(keys) };
+            }
+        }
+    }
+}
+
+/// `N` queries against all keys, `G` groups of lanes of them at a time.
+///
+/// # Safety
+/// The machine has the instruction set of `V`.
+#[inline(always)]
+unsafe fn answer<const HEAD: usize, const GROUPS_OF_HEAD: usize, const N: usize, const G: usize, V: Vector>(
     qkv: Qkv<'_>,
     first: usize,
     query: usize,
@@ -229,10 +285,10 @@ unsafe fn answer<const HEAD: usize, const GROUPS_OF_HEAD: usize, const N: usize,
         &qkv.q[start..start + HEAD]
     });
     let mut group = 0;
-    while group + GROUPS <= n_groups {
+    while group + G <= n_groups {
         // SAFETY: as this function's own.
-        unsafe { score::<HEAD, N, GROUPS, V>(&queries, keys, n_groups, group, scores) };
-        group += GROUPS;
+        unsafe { score::<HEAD, N, G, V>(&queries, keys, n_groups, group, scores) };
+        group += G;
     }
     while group < n_groups {
         // SAFETY: as this function's own.
@@ -357,18 +413,19 @@ pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { p * power }
 }
 
-/// `x Φ(x)` within 2e-4: a fiftieth of a byte's step for the largest value it is quantised with, and no division.
+/// `x Φ(x) + GELU_SHIFT` within 2e-4: a fiftieth of a byte's step for the largest value it is quantised with, and no
+/// division.
 ///
 /// `Φ(x) ≈ 1/2 + x P(x²)` with `P` fitted by least squares, reweighted to even out the error, on `|x| <= 4`.
 #[inline(always)]
-pub(super) fn gelu<const FUSED: bool>(x: f32) -> f32 {
+pub(super) fn shifted_gelu<const FUSED: bool>(x: f32) -> f32 {
     let kept = x.clamp(-4.0, 4.0);
     let s = kept * kept;
     let mut p = GELU[GELU.len() - 1];
     for c in GELU.iter().rev().skip(1) {
         p = multiply_add::<FUSED>(p, s, *c);
     }
-    x * multiply_add::<FUSED>(kept, p, 0.5)
+    multiply_add::<FUSED>(x, multiply_add::<FUSED>(kept, p, 0.5), GELU_SHIFT)
 }
 
 /// Coefficients of `P`, lowest first.

@@ -23,8 +23,10 @@ pub(super) use loops::{Norm, Qkv, Scratch};
 pub(super) const PANEL: usize = 64;
 /// Inner indices that one integer dot product takes.
 pub(super) const QUAD: usize = 4;
-/// What is added to an activation to make it an unsigned byte.
+/// The byte that stands for a zero, where activations go to both sides of it.
 pub(super) const ZERO: i32 = 128;
+/// What [`Isa::gelu_quantise`] adds to GELU, whose least value is -0.16998, so that byte 0 is the least there is.
+pub(super) const GELU_SHIFT: f32 = 0.1702;
 /// Floats taken together by the floating-point loops; sums are made in as many parts.
 pub(super) const LANES: usize = 16;
 
@@ -60,7 +62,7 @@ pub(super) struct Panels<'a> {
     pub(super) values: &'a [i8],
     /// For each column: what one step of its weights is worth.
     pub(super) scales: &'a [f32],
-    /// For each column: `-ZERO` times the sum of its weights.
+    /// For each column: minus the byte that stands for a zero, times the sum of its weights.
     pub(super) corrections: &'a [i32],
 }
 
@@ -149,13 +151,21 @@ impl Isa {
 
     /// `x · w` for every row and column, times both scales, into or onto `target`.
     pub(super) fn product(self, x: Bytes<'_>, w: Panels<'_>, target: Target<'_>) {
-        let (rows, columns) = (x.scales.len(), w.scales.len());
-        assert!(x.width.is_multiple_of(QUAD) && columns.is_multiple_of(PANEL), "whole quads and panels");
-        assert!(x.values.len() == rows * x.width && w.values.len() == columns * x.width, "operands fit");
-        assert!(w.corrections.len() == columns && target.stride >= columns, "columns fit");
+        self.products(&[(x, w)], target);
+    }
+
+    /// As [`Self::product`] for the first part, and the products of the others onto it, one after the other.
+    pub(super) fn products(self, parts: &[(Bytes<'_>, Panels<'_>)], target: Target<'_>) {
+        let Some((rows, columns)) = parts.first().map(|(x, w)| (x.scales.len(), w.scales.len())) else { return };
+        for (x, w) in parts {
+            assert!(x.width.is_multiple_of(QUAD) && columns.is_multiple_of(PANEL), "whole quads and panels");
+            assert!(x.scales.len() == rows && w.scales.len() == columns, "parts of one sum");
+            assert!(x.values.len() == rows * x.width && w.values.len() == columns * x.width, "operands fit");
+            assert!(w.corrections.len() == columns && target.stride >= columns, "columns fit");
+        }
         assert!(!matches!(target.onto, Onto::Bias(bias) if bias.len() != columns), "a bias for each column");
         assert!(rows == 0 || target.values.len() >= (rows - 1) * target.stride + columns, "the product fits");
-        dispatch!(self, product(x, w, target));
+        dispatch!(self, products(parts, target));
     }
 
     /// Rows as bytes, `round(x · 127 / max|x|) + 128`, and what a step is worth.
@@ -164,13 +174,13 @@ impl Isa {
         dispatch!(self, quantise(x, width, bytes, scales));
     }
 
-    /// `gelu(x + bias)` by row, then as [`Self::quantise`]. `x` is left changed.
+    /// `gelu(x + bias) + GELU_SHIFT` by row as bytes, `round(y · 255 / max y)`, and what a step is worth. `x` is left changed.
     pub(super) fn gelu_quantise(self, x: &mut [f32], bias: &[f32], bytes: &mut [u8], scales: &mut [f32]) {
         assert!(x.len() == bytes.len() && x.len() == bias.len() * scales.len(), "as many bytes as numbers");
         dispatch!(self, gelu_quantise(x, bias, bytes, scales));
     }
 
-    /// `hidden = norm(hidden + bias + Σ parts)` by row, then as [`Self::quantise`]; see [`loops::Norm`].
+    /// `hidden = norm(hidden + bias + Σ parts)` by row, and that times `steps` as [`Self::quantise`]; see [`loops::Norm`].
     pub(super) fn add_norm_quantise(
         self,
         hidden: &mut [f32],
@@ -180,7 +190,7 @@ impl Isa {
         scales: &mut [f32],
     ) {
         assert!(parts.iter().all(|part| part.len() == hidden.len()), "parts as long as the sum");
-        assert!(norm.scale.len() == norm.shift.len() && norm.bias.len() == norm.scale.len(), "one width");
+        assert!([norm.shift, norm.bias, norm.steps].iter().all(|x| x.len() == norm.scale.len()), "one width");
         assert!(hidden.len() == norm.scale.len() * scales.len() && bytes.len() == hidden.len(), "whole rows");
         dispatch!(self, add_norm_quantise(hidden, parts, norm, bytes, scales));
     }

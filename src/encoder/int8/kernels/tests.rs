@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Bytes, Isa, LANES, Norm, Onto, PANEL, Panels, Qkv, Scratch, Target, ZERO, loops};
+use super::{Bytes, GELU_SHIFT, Isa, LANES, Norm, Onto, PANEL, Panels, Qkv, Scratch, Target, ZERO, loops};
 
 /// Numbers that look random and are the same every time.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -81,6 +81,38 @@ fn products_are_the_same_in_every_set() {
 }
 
 #[test]
+fn products_of_several_parts_add_up_in_order() {
+    let (width, columns) = (64, 2 * PANEL);
+    for rows in [1, 5, 6, 7, 20] {
+        let parts: Vec<(Vec<u8>, Vec<f32>, Vec<i8>)> = (0..3)
+            .map(|part| {
+                let bytes = numbers(rows * width, 20 + part).iter().map(|x| (x * 63.0 + 128.0) as u8).collect();
+                let weights = numbers(width * columns, 30 + part).iter().map(|x| (x * 63.0) as i8).collect();
+                (bytes, numbers(rows, 40 + part), weights)
+            })
+            .collect();
+        let (scales, corrections) = (numbers(columns, 50), vec![7; columns]);
+        let parts: Vec<(Bytes<'_>, Panels<'_>)> = parts
+            .iter()
+            .map(|(bytes, row_scales, weights)| {
+                let x = Bytes { values: bytes, width, scales: row_scales };
+                (x, Panels { values: weights, scales: &scales, corrections: &corrections })
+            })
+            .collect();
+        let mut expected = vec![0.0; rows * columns];
+        for (index, (x, w)) in parts.iter().enumerate() {
+            let onto = if index == 0 { Onto::Nothing } else { Onto::Sum };
+            portable().product(*x, *w, Target { values: &mut expected, stride: columns, onto });
+        }
+        for isa in Isa::all() {
+            let mut values = vec![f32::NAN; rows * columns];
+            isa.products(&parts, Target { values: &mut values, stride: columns, onto: Onto::Nothing });
+            assert_eq!(values, expected, "{} {rows}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn rows_become_bytes_and_back() {
     for isa in Isa::all() {
         for width in [1, 15, 16, 17, 64, 384] {
@@ -106,6 +138,13 @@ fn nonsense_stays_visible() {
         let (mut bytes, mut scales) = (vec![0; 64], [0.0]);
         isa.quantise(&x, 64, &mut bytes, &mut scales);
         assert!(!scales[0].is_finite());
+        // Between the layers numbers go on as floats, and there nonsense spreads over its row.
+        let mut hidden = numbers(64, 8);
+        hidden[3] = f32::NAN;
+        let ones = [1.0; 64];
+        let norm = Norm { bias: &ones, scale: &ones, shift: &ones, steps: &ones, eps: 1e-12 };
+        isa.add_norm_quantise(&mut hidden, &[], norm, &mut bytes, &mut scales);
+        assert!(hidden.iter().all(|x| x.is_nan()));
     }
 }
 
@@ -114,7 +153,8 @@ fn gelu_and_exp_are_close_everywhere() {
     for step in -8_000..=8_000 {
         let x = step as f32 / 1_000.0;
         let exact = Tensor::new(x, &Device::Cpu).unwrap().gelu_erf().unwrap().to_scalar::<f32>().unwrap();
-        for gelu in [loops::gelu::<true>(x), loops::gelu::<false>(x)] {
+        for gelu in [loops::shifted_gelu::<true>(x), loops::shifted_gelu::<false>(x)] {
+            let gelu = gelu - GELU_SHIFT;
             assert!((gelu - exact).abs() < 2e-4, "gelu({x}) = {exact}, not {gelu}");
         }
     }
@@ -134,11 +174,11 @@ fn gelu_rows_become_bytes() {
         let width = 384;
         let (mut x, bias) = (numbers(5 * width, 9), numbers(width, 10));
         let expected: Vec<f32> =
-            x.iter().enumerate().map(|(at, x)| loops::gelu::<false>(x + bias[at % width])).collect();
+            x.iter().enumerate().map(|(at, x)| loops::shifted_gelu::<false>(x + bias[at % width])).collect();
         let (mut bytes, mut scales) = (vec![0; x.len()], vec![0.0; 5]);
         isa.gelu_quantise(&mut x, &bias, &mut bytes, &mut scales);
         for (at, (expected, byte)) in expected.iter().zip(&bytes).enumerate() {
-            let back = (f32::from(*byte) - ZERO as f32) * scales[at / width];
+            let back = f32::from(*byte) * scales[at / width];
             assert!((back - expected).abs() <= 0.51 * scales[at / width], "{}", isa.name());
         }
     }
@@ -150,6 +190,7 @@ fn norms_add_up_their_parts() {
     let hidden = numbers(3 * width, 11);
     let parts = [numbers(3 * width, 12), numbers(3 * width, 13)];
     let [bias, scale, shift] = [14, 15, 16].map(|seed| numbers(width, seed));
+    let steps: Vec<f32> = numbers(width, 17).iter().map(|x| x.abs() + 0.1).collect();
     let tensor = |x: &[f32]| Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu).unwrap();
     let sum = ((tensor(&hidden) + tensor(&parts[0])).unwrap() + tensor(&parts[1])).unwrap();
     let sum = sum.broadcast_add(&tensor(&bias)).unwrap();
@@ -158,12 +199,12 @@ fn norms_add_up_their_parts() {
     for isa in Isa::all() {
         let mut own = hidden.clone();
         let (mut bytes, mut scales) = (vec![0; own.len()], vec![0.0; 3]);
-        let norm = Norm { bias: &bias, scale: &scale, shift: &shift, eps: 1e-12 };
+        let norm = Norm { bias: &bias, scale: &scale, shift: &shift, steps: &steps, eps: 1e-12 };
         isa.add_norm_quantise(&mut own, &[&parts[0], &parts[1]], norm, &mut bytes, &mut scales);
         for (at, (own, expected)) in own.iter().zip(&expected).enumerate() {
             assert!((own - expected).abs() < 2e-5, "{} {own} {expected}", isa.name());
             let back = (f32::from(bytes[at]) - ZERO as f32) * scales[at / width];
-            assert!((back - own).abs() <= 0.51 * scales[at / width]);
+            assert!((back - own * steps[at % width]).abs() <= 0.51 * scales[at / width]);
         }
     }
 }
