@@ -80,8 +80,6 @@ pub enum Unfit {
 const N_EASY: usize = TRIAL.len() / 2;
 /// Of the trial's texts, how many a new classifier may see another intent in.
 const MAX_CONTRADICTIONS: usize = TRIAL.len() / 2;
-/// Rounds of the trial before a start: the first are slow, and what passes cost is learned from all.
-const WARM_UP_ROUNDS: usize = 2;
 /// Bytes of text a word piece, for estimates before tokenising; English has four to five.
 const BYTES_PER_PIECE: usize = 4;
 /// Kept back from the caller's deadline for answering and for the way home: a tenth of the time left, within bounds.
@@ -134,11 +132,9 @@ impl Loaded {
         self.batcher.classify(input, priority, terms).await
     }
 
+    /// One round of the trial: the first passes are slow, and what passes cost is learned from all of them.
     pub(super) async fn warm_up(&self) -> Result<(), BatchError> {
-        for _ in 0..WARM_UP_ROUNDS {
-            self.trial().await?;
-        }
-        Ok(())
+        self.trial().await.map(drop)
     }
 
     /// What it says of the trial's texts, each in a pass of its own.
