@@ -126,7 +126,8 @@ pub fn policy(bytes: &[u8]) {
     let labels: Arc<[Arc<str>]> = ["chat", "code", "other"].map(Arc::from).into();
     let options = PolicyOptions { intents: Some(Arc::clone(&labels)), ..PolicyOptions::default() };
     let findings = Policy::check(bytes, &options);
-    let lines = bytes.split(|byte| *byte == b'\n').count();
+    // YAML breaks lines at either.
+    let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r')).count();
     if bytes.len() <= MAX_DOCUMENT_BYTES {
         let beyond = findings.iter().find(|finding| finding.line as usize > lines + 1);
         assert!(beyond.is_none(), "line {} of {lines}", beyond.unwrap().line);

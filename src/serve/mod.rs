@@ -130,6 +130,7 @@ pub enum Drained {
 
 /// Time for the last answers to leave and for clients to take the server's goodbye.
 const LINGER: Duration = Duration::from_millis(500);
+const LINGER_LOOKS: u32 = 25;
 /// Time for the admin endpoint and others to end after the last request.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Time for the decision log to reach the disk after the last request.
@@ -290,12 +291,11 @@ async fn finish_log(log: Arc<DecisionLog>) {
 /// Only requests hold a drain: a frozen client, a health watcher or a port probe that never said anything would keep
 /// its connection open for ever.
 async fn quiet(backend: &Backend) {
-    let mut since = tokio::time::Instant::now();
-    while since.elapsed() < LINGER {
-        tokio::time::sleep(LINGER / 25).await;
-        if backend.in_flight() > 0 {
-            since = tokio::time::Instant::now();
-        }
+    // Looks are counted and not time: where the machine stands still, time passes and nobody has read what was sent.
+    let mut quiet_looks = 0;
+    while quiet_looks < LINGER_LOOKS {
+        tokio::time::sleep(LINGER / LINGER_LOOKS).await;
+        quiet_looks = if backend.in_flight() == 0 { quiet_looks + 1 } else { 0 };
     }
 }
 
