@@ -6,6 +6,7 @@
 pub mod access;
 pub mod artifact;
 pub mod batch;
+pub mod cascade;
 pub mod classifier;
 pub mod cli;
 pub mod client;

@@ -1,5 +1,6 @@
 //! `pointsman eval`: how good and how honest the scores are.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,10 +8,11 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use super::ModelArgs;
+use crate::artifact::ModelAbility;
 use crate::classifier::Classifier;
 use crate::domain::{Probability, TierControl};
 use crate::offline::dataset::{Row, read_rows};
-use crate::offline::evaluate::{self, Compared, EvalOptions, Evaluation};
+use crate::offline::evaluate::{self, CascadeSpec, Compared, EvalOptions, Evaluation};
 use crate::offline::gain::{AbilityPair, PairSpec};
 use crate::offline::metrics::Bootstrap;
 use crate::offline::register::Register;
@@ -45,6 +47,10 @@ pub(super) struct Args {
     /// [default: the pair of the published tables, or the best known one].
     #[arg(long, value_name = "WEAK,STRONG", allow_hyphen_values = true)]
     pair: Option<PairSpec>,
+    /// Simulate cascades from a weak to a strong model, WEAK,STRONG,RATIO, where one answer of the strong model costs as
+    /// much as RATIO of the weak one's; may be given several times. Needs abilities, so not with --scored.
+    #[arg(long, value_name = "WEAK,STRONG,RATIO", conflicts_with = "scored")]
+    cascade: Vec<CascadeSpec>,
     /// Resamples behind each 95 % interval.
     #[arg(long, default_value_t = 1_000)]
     resamples: usize,
@@ -70,6 +76,7 @@ struct Scored {
     model: Option<ModelRef>,
     card: Option<DataCard>,
     tier_control: TierControl,
+    abilities: BTreeMap<String, ModelAbility>,
     /// What gain is measured between, where the model scored the rows just now.
     gain: Option<String>,
 }
@@ -123,6 +130,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options = |scored: &Scored| EvalOptions {
         pair: args.pair.as_ref().and_then(PairSpec::models),
         tier_control: scored.tier_control.clone(),
+        cascades: args.cascade.clone(),
+        abilities: scored.abilities.clone(),
         bootstrap: Bootstrap { n_draws: args.resamples, ..Bootstrap::default() },
         ..EvalOptions::default()
     };
@@ -184,6 +193,7 @@ impl Scored {
             model: None,
             card: None,
             tier_control: TierControl::default(),
+            abilities: BTreeMap::new(),
             gain: None,
         })
     }
@@ -207,6 +217,7 @@ impl Scored {
             model: Some(model),
             card: Some(DataCard::of(&classifier, register)),
             tier_control: classifier.tier_control().clone(),
+            abilities: classifier.abilities().clone(),
             gain: Some(gain),
         })
     }

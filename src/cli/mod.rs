@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod ability;
+mod calibrate;
 mod eval;
 mod import;
 mod loadgen;
@@ -50,6 +51,8 @@ enum Command {
     Eval(Box<eval::Args>),
     /// Fit a language model's ability from graded answers.
     Ability(ability::Args),
+    /// Refit abilities and thresholds from decision and outcome logs.
+    Calibrate(calibrate::Args),
     /// Measure what harmless changes of a prompt change, and hold a new model to an old one.
     Robustness(robustness::Args),
     /// Train heads for a label set on a frozen encoder.
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Score(args) => score::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Ability(args) => ability::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Robustness(args) => robustness::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),

@@ -62,6 +62,10 @@ pub struct Config {
     pub decision_log_total_mib: u64,
     /// Whether the decision log keeps texts.
     pub decision_log_text: bool,
+    /// Keys that continuations are signed with; `None`: a random one.
+    pub continuation_keys_file: Option<PathBuf>,
+    /// How long a cascade can be continued after its last step.
+    pub continuation_ttl: Duration,
     /// Connections, their protection, and how they end.
     pub transport: TransportConfig,
     /// How often it is looked whether there is another model.
@@ -118,6 +122,8 @@ const DEFAULT_LOG_FILE_MIB: u64 = 64;
 const DEFAULT_LOG_ROTATE: Duration = Duration::from_secs(60 * 60);
 /// About a million decisions.
 const DEFAULT_LOG_TOTAL_MIB: u64 = 1_024;
+/// Longer than any answer takes, short enough that a policy or a key is not remembered for long.
+const DEFAULT_CONTINUATION_TTL: Duration = Duration::from_secs(15 * 60);
 /// About what two full passes and their neighbours take on two cores; who waits longer is better off elsewhere.
 const DEFAULT_MAX_WAIT: Duration = Duration::from_millis(250);
 /// A look is one small read; loading is a matter of seconds anyway.
@@ -157,6 +163,8 @@ impl Config {
             decision_log_rotate: raw.decision_log_rotate.map_or(DEFAULT_LOG_ROTATE, |value| value.0),
             decision_log_total_mib: raw.decision_log_total_mib.unwrap_or(DEFAULT_LOG_TOTAL_MIB),
             decision_log_text: raw.decision_log_text.unwrap_or(false),
+            continuation_keys_file: raw.continuation_keys_file,
+            continuation_ttl: raw.continuation_ttl.map_or(DEFAULT_CONTINUATION_TTL, |value| value.0),
             transport,
             model_poll_interval: raw.model_poll_interval.map_or(DEFAULT_MODEL_POLL, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),

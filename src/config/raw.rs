@@ -111,6 +111,13 @@ pub struct RawConfig {
     /// Keep the text of queries in the decision log too; without it only a hash is kept [default: false].
     #[arg(long, env = "POINTSMAN_DECISION_LOG_TEXT", num_args = 0..=1, default_missing_value = "true")]
     pub decision_log_text: Option<bool>,
+    /// File of the keys that continuations are signed with, `hmac-sha256 ID HEX` a line, the first signing; followed
+    /// through its changes [default: a random key, so that no other replica can continue a cascade].
+    #[arg(long, env = "POINTSMAN_CONTINUATION_KEYS_FILE", value_name = "FILE")]
+    pub continuation_keys_file: Option<PathBuf>,
+    /// How long a cascade can be continued after its last step, with unit [default: 15m].
+    #[arg(long, env = "POINTSMAN_CONTINUATION_TTL", value_name = "DURATION")]
+    pub continuation_ttl: Option<PositiveDuration>,
     /// How long requests may finish after a stop signal, with unit [default: 20s].
     #[arg(long, env = "POINTSMAN_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<PositiveDuration>,
@@ -187,6 +194,8 @@ impl RawConfig {
             decision_log_rotate: self.decision_log_rotate.or(lower.decision_log_rotate),
             decision_log_total_mib: self.decision_log_total_mib.or(lower.decision_log_total_mib),
             decision_log_text: self.decision_log_text.or(lower.decision_log_text),
+            continuation_keys_file: self.continuation_keys_file.or(lower.continuation_keys_file),
+            continuation_ttl: self.continuation_ttl.or(lower.continuation_ttl),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
             max_wait: self.max_wait.or(lower.max_wait),
             drain_delay: self.drain_delay.or(lower.drain_delay),

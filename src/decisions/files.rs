@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::line::Line;
-use super::record::{Context, DecisionRecord};
+use super::record::Context;
 
 /// Where a decision log is written, and its bounds.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -63,12 +63,12 @@ impl Files {
         Ok(files)
     }
 
-    /// Writes one decision into the buffer; a full file is put aside first. Gives how many decisions reached the file.
+    /// Writes one line into the buffer; a full file is put aside first. Gives how many lines reached the file.
     ///
     /// # Errors
-    /// When the file cannot be written; how many decisions were lost with it, this one included, is in [`Self::lose`].
-    pub(super) fn append(&mut self, record: &Arc<DecisionRecord>, context: &Arc<Context>) -> io::Result<u64> {
-        let line = json(&Line::Decision(Arc::clone(record)))?;
+    /// When the file cannot be written; how many lines were lost with it, this one included, is in [`Self::lose`].
+    pub(super) fn append(&mut self, line: &Line, context: &Arc<Context>) -> io::Result<u64> {
+        let line = json(line)?;
         let mut written = 0;
         let full = self.current.as_ref().is_some_and(|current| {
             current.bytes > 0 && current.bytes + line.len() as u64 > self.options.max_file_bytes

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::escalation::EscalationRecord;
 use super::record::{Context, DecisionRecord};
 
 /// One line.
@@ -15,6 +16,8 @@ pub enum Line {
     Context(Arc<Context>),
     /// A decision.
     Decision(Arc<DecisionRecord>),
+    /// A step of a cascade.
+    Escalation(Arc<EscalationRecord>),
 }
 
 /// What was read of a log.
@@ -22,6 +25,8 @@ pub enum Line {
 pub struct Lines {
     /// The decisions, in order.
     pub records: Vec<Arc<DecisionRecord>>,
+    /// Steps of cascades, in order.
+    pub escalations: Vec<Arc<EscalationRecord>>,
     /// What they refer to.
     pub contexts: HashMap<Arc<str>, Arc<Context>>,
     /// Lines that are no JSON object of a known type; a write that was cut off leaves one.
@@ -37,6 +42,7 @@ pub fn read_lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Lines {
                 read.contexts.insert(Arc::clone(&context.id), context);
             }
             Ok(Line::Decision(record)) => read.records.push(record),
+            Ok(Line::Escalation(record)) => read.escalations.push(record),
             Err(_) => read.malformed += 1,
         }
     }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 
+use super::escalation::EscalationRecord;
 use super::files::{FileOptions, Files};
-use super::line::Lines;
+use super::line::{Line, Lines};
 use super::record::{Context, DecisionRecord};
 use crate::domain::{ClassifierRef, TierControl};
 use crate::policy::Policy;
@@ -64,7 +65,7 @@ struct Entry {
 
 #[derive(Debug)]
 enum Message {
-    Decision(Entry),
+    Line(Line, Arc<Context>),
     /// Write what came before and end.
     Close,
 }
@@ -144,12 +145,21 @@ impl DecisionLog {
             }
             recent.push_back(entry.clone());
         }
-        if let Some(writer) = &self.writer {
-            match writer.try_send(Message::Decision(entry)) {
-                Ok(()) => {}
-                Err(TrySendError::Full(_)) => self.metrics.record_logged(LogFate::QueueFull, 1),
-                Err(TrySendError::Disconnected(_)) => self.metrics.record_logged(LogFate::Closed, 1),
-            }
+        let Entry { record, context } = entry;
+        self.write(Line::Decision(record), context);
+    }
+
+    /// Takes a step of a cascade, for the files alone; never waits either.
+    pub fn record_escalation(&self, record: EscalationRecord, context: Arc<Context>) {
+        self.write(Line::Escalation(Arc::new(record)), context);
+    }
+
+    fn write(&self, line: Line, context: Arc<Context>) {
+        let Some(writer) = &self.writer else { return };
+        match writer.try_send(Message::Line(line, context)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => self.metrics.record_logged(LogFate::QueueFull, 1),
+            Err(TrySendError::Disconnected(_)) => self.metrics.record_logged(LogFate::Closed, 1),
         }
     }
 
@@ -160,6 +170,7 @@ impl DecisionLog {
         Lines {
             contexts: contexts.collect(),
             records: recent.iter().map(|entry| Arc::clone(&entry.record)).collect(),
+            escalations: Vec::new(),
             malformed: 0,
         }
     }
@@ -209,7 +220,7 @@ impl Writer {
                 }
             };
             match message {
-                Message::Decision(entry) => self.write(&entry),
+                Message::Line(line, context) => self.write(&line, &context),
                 Message::Close => break,
             }
         }
@@ -217,12 +228,12 @@ impl Writer {
         self.count(finished);
     }
 
-    fn write(&mut self, entry: &Entry) {
+    fn write(&mut self, line: &Line, context: &Arc<Context>) {
         if self.broken_until.is_some_and(|until| Instant::now() < until) {
             self.metrics.record_logged(LogFate::Failed, 1);
             return;
         }
-        let appended = self.files.append(&entry.record, &entry.context);
+        let appended = self.files.append(line, context);
         if appended.is_err() {
             self.metrics.record_logged(LogFate::Failed, 1);
         }

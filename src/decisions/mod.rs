@@ -4,6 +4,8 @@
 //! in memory and writes all of them to files, without ever making a request wait. [`replay`] decides a record again under
 //! another policy, and [`simulate`] tells what that changes over many of them.
 
+mod drift;
+mod escalation;
 mod files;
 mod line;
 mod log;
@@ -14,11 +16,13 @@ mod simulate;
 #[cfg(test)]
 mod tests;
 
+pub use drift::{DriftMonitor, SignalCounts, Stability, psi};
+pub use escalation::{EscalationRecord, ObservedRecord, StepRecord};
 pub use files::FileOptions;
 pub use line::{Line, Lines, read_lines};
 pub use log::{DecisionLog, LogError, LogOptions};
 pub use record::{Context, DecisionRecord, InputRecord, Outcome, ShadowRecord, SignalsRecord};
-pub use replay::{Baseline, NotReplayable, replay};
+pub use replay::{Baseline, NotReplayable, replay, replay_arms};
 pub use simulate::{
     ChangedDecision, LineCounts, Mix, PolicyName, QualityChange, SimulationReport, TenantEffect, Transition, simulate,
 };

@@ -120,6 +120,9 @@ pub enum Outcome {
         /// Models to call when it is unavailable, in order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         fallbacks: Vec<String>,
+        /// Models to ask at once, the selected one first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        fan_out: Vec<String>,
         /// The model to escalate to.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         escalation: Option<String>,
@@ -266,6 +269,9 @@ impl From<&Result<Resolution, NoCandidate>> for Outcome {
                 provider: found.selected.provider.to_string(),
                 chain: found.chain.to_string(),
                 fallbacks: found.fallbacks.iter().map(|fallback| fallback.candidate.model.to_string()).collect(),
+                fan_out: found.fan_out.as_ref().map_or_else(Vec::new, |fan_out| {
+                    fan_out.candidates.iter().map(|candidate| candidate.model.to_string()).collect()
+                }),
                 escalation: found.escalation.as_ref().map(|escalation| escalation.next.model.to_string()),
                 intent: found.intent.to_string(),
                 tier: found.tier,

@@ -43,8 +43,36 @@ pub enum NotReplayable {
 /// When the record does not hold what that takes.
 pub fn replay(record: &DecisionRecord, context: &Context, policy: &Arc<Policy>) -> Result<Outcome, NotReplayable> {
     let Ok(scope) = policy.scope(&record.tenant, &record.role) else { return Ok(Outcome::Refused) };
-    let scope = assign(scope, record, policy)?;
+    let scope = match assignment(record, policy)? {
+        Some(assignment) => scope.with_experiments(&assignment),
+        None => scope,
+    };
+    decide(&scope, record, context)
+}
 
+/// What `policy` decides on the request of `record` under every choice of its experiments' arms, each with the
+/// probability of that choice; one choice without experiments.
+///
+/// # Errors
+/// When the record does not hold what that takes.
+pub fn replay_arms(
+    record: &DecisionRecord,
+    context: &Context,
+    policy: &Arc<Policy>,
+) -> Result<Vec<(f64, Outcome)>, NotReplayable> {
+    let Ok(scope) = policy.scope(&record.tenant, &record.role) else { return Ok(vec![(1.0, Outcome::Refused)]) };
+    let choices = match assignment(record, policy)? {
+        Some(assignment) => scope.arm_choices(&assignment),
+        None => vec![Vec::new()],
+    };
+    let decided = choices.into_iter().map(|arms| {
+        let probability = arms.iter().map(|arm| arm.propensity.value()).product();
+        Ok((probability, decide(&scope.clone().with_arms(arms), record, context)?))
+    });
+    decided.collect()
+}
+
+fn decide(scope: &Scope, record: &DecisionRecord, context: &Context) -> Result<Outcome, NotReplayable> {
     let asked = record.layers.iter().filter_map(|layer| context.asked.get(layer));
     let asked: HashSet<_> = asked.flatten().copied().collect();
     let holding: HashSet<_> = record.matches.iter().copied().collect();
@@ -82,9 +110,10 @@ pub fn replay(record: &DecisionRecord, context: &Context, policy: &Arc<Policy>) 
     Ok(Outcome::from(&resolved))
 }
 
-fn assign(scope: Scope, record: &DecisionRecord, policy: &Policy) -> Result<Scope, NotReplayable> {
+/// What the policy's experiments look at; `None`: it has none.
+fn assignment<'a>(record: &'a DecisionRecord, policy: &Policy) -> Result<Option<Assignment<'a>>, NotReplayable> {
     if !policy.has_experiments() {
-        return Ok(scope);
+        return Ok(None);
     }
     let hidden = |key: &str| record.metadata_keys.iter().any(|hidden| hidden == key);
     if let Some(key) = policy.experiment_keys().find(|key| hidden(key)) {
@@ -98,7 +127,7 @@ fn assign(scope: Scope, record: &DecisionRecord, policy: &Policy) -> Result<Scop
             Some(KeyDigest(digest))
         }
     };
-    Ok(scope.with_experiments(&Assignment {
+    Ok(Some(Assignment {
         session,
         request_id: &record.request_id,
         metadata: &record.metadata,

@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Distribution, Probability, Reason, Tier};
+use super::{CascadeState, Distribution, Probability, Reason, Tier};
 
 /// Where a query should go, why, and what to do next.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +23,9 @@ pub struct Decision {
     pub fallbacks: Vec<Fallback>,
     /// What to do when the answer is not good enough.
     pub escalation: Option<Escalation>,
+    /// Whom to ask at once, where the policy says so; the selected one among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fan_out: Option<FanOut>,
     /// What kind of task it is.
     pub intent: IntentCall,
     /// How capable a model it needs.
@@ -42,6 +46,22 @@ pub struct Decision {
     pub input: InputReport,
     /// Where the time went.
     pub timings: Timings,
+    /// What continues from here: opaque and signed; empty: nothing can.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub continuation: String,
+    /// The cascade it is a step of; `None`: it is a first decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<Cascade>,
+}
+
+/// What a cascade has come to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cascade {
+    /// The decision it began with.
+    pub first_decision_id: String,
+    /// How far it has come.
+    #[serde(flatten)]
+    pub state: CascadeState,
 }
 
 /// One option to answer with.
@@ -74,6 +94,30 @@ pub struct Fallback {
     pub reason: Reason,
 }
 
+/// Several candidates to ask at once.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FanOut {
+    /// How one answer is made of theirs.
+    pub combine: Combine,
+    /// Whom to ask, the selected one first.
+    pub candidates: Vec<Candidate>,
+    /// Estimated cost of all their answers.
+    pub estimated_cost_usd: f64,
+}
+
+/// How the answers of several candidates become one.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// The first usable answer.
+    #[default]
+    First,
+    /// The answer that scores best.
+    BestOf,
+    /// The answer that most of them give; of as many, the one whose candidate comes first.
+    Vote,
+}
+
 /// The next, stronger step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Escalation {
@@ -83,6 +127,10 @@ pub struct Escalation {
     pub score_threshold: Probability,
     /// Escalations the policy still allows, this one included.
     pub hops_left: u32,
+    /// P(the answer will have to be escalated), where it can be told beforehand.
+    pub probability: Option<Probability>,
+    /// What answering is expected to cost with that, the scorer included.
+    pub expected_cost_usd: Option<f64>,
 }
 
 /// The intent acted on and the evidence for it.

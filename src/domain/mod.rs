@@ -2,19 +2,23 @@
 //!
 //! Plain types with their invariants and no I/O. Everything else uses these words; nothing here uses anything else.
 
+pub mod cascade;
 pub mod control;
 pub mod decision;
+pub mod outcome;
 pub mod probability;
 pub mod query;
 pub mod reason;
 pub mod signal;
 pub mod tier;
 
+pub use cascade::{CascadeState, NextStep, Observed, Stop, StopReason};
 pub use control::TierControl;
 pub use decision::{
-    Candidate, ClassifierRef, Complexity, Confidence, ConfidenceOf, Decision, Escalation, ExperimentArm, Fallback,
-    InputReport, IntentCall, PolicyRef, Source, Timings,
+    Candidate, Cascade, ClassifierRef, Combine, Complexity, Confidence, ConfidenceOf, Decision, Escalation,
+    ExperimentArm, Fallback, FanOut, InputReport, IntentCall, PolicyRef, Source, Timings,
 };
+pub use outcome::{Attempt, FailureKind, OutcomeReport};
 pub use probability::{Distribution, Probability};
 pub use query::{Content, InvalidQuery, Message, MessageRole, Priority, Query, Requirements};
 pub use reason::{Reason, ReasonCode};

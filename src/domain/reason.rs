@@ -88,6 +88,22 @@ reason_codes! {
     FirstUsable = "FIRST_USABLE",
     /// A later usable candidate of the chain: call it when the ones before are unavailable.
     NextInChain = "NEXT_IN_CHAIN",
+    /// Asking the weaker model first would save nothing; the stronger step is called at once.
+    FalseEconomy = "FALSE_ECONOMY",
+    /// The model before was unavailable; this one takes its place.
+    FallenBack = "FALLEN_BACK",
+    /// The answer before was not good enough; this is the next stronger step.
+    Escalated = "ESCALATED",
+    /// A candidate would bring the cascade over its budget.
+    CascadeBudgetSpent = "CASCADE_BUDGET_SPENT",
+    /// The policy changed since the cascade began; the new one decides.
+    PolicyChanged = "POLICY_CHANGED",
+    /// The classifier changed since the cascade began; its signals are still those of the old one.
+    ClassifierChanged = "CLASSIFIER_CHANGED",
+    /// The continuation would be longer than allowed; the decision has none.
+    ContinuationTooLarge = "CONTINUATION_TOO_LARGE",
+    /// The policy asks several candidates at once.
+    FanOut = "FAN_OUT",
     /// The signals came from the decision cache.
     Cached = "CACHED",
     /// The classifier was not consulted; rules, features and the safe default answered.

@@ -90,6 +90,13 @@ impl Router for Stub {
     ) -> Result<Response<proto::ReportOutcomeResponse>, Status> {
         Err(Status::unimplemented("not called"))
     }
+
+    async fn report_outcomes(
+        &self,
+        _: Request<Streaming<proto::ReportOutcomeRequest>>,
+    ) -> Result<Response<proto::ReportOutcomesResponse>, Status> {
+        Err(Status::unimplemented("not called"))
+    }
 }
 
 fn options(target: &str) -> Options {

@@ -4,6 +4,7 @@
 //! scored stay visible: every section says how many of its rows have no scores, and the counts say why. The same rows
 //! and options give the same evaluation, intervals included.
 
+pub mod cascade;
 pub mod compare;
 pub mod detail;
 pub mod difficulty;
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+pub use cascade::{CascadeSection, CascadeSpec, CostFigures, CostPoint, ServiceFigures};
 pub use compare::{Compared, Comparison, PairedFigure};
 pub use detail::{Mistake, TokenBucket};
 pub use difficulty::{DifficultyFigures, DifficultySection};
@@ -29,6 +31,7 @@ pub use tier::{ServedTier, TierFigures, TierSection};
 use super::dataset::Row;
 use super::metrics::Bootstrap;
 use super::scored::{ScoredRow, Scores};
+use crate::artifact::ModelAbility;
 use crate::domain::TierControl;
 
 /// What to evaluate and how carefully.
@@ -38,6 +41,10 @@ pub struct EvalOptions {
     pub pair: Option<ModelPair>,
     /// How the classifier turns an asked confidence into a threshold, where it is known.
     pub tier_control: TierControl,
+    /// Pairs to simulate cascades between.
+    pub cascades: Vec<CascadeSpec>,
+    /// Abilities of models on the scale of the scored difficulties, where they are known.
+    pub abilities: BTreeMap<String, ModelAbility>,
     /// How intervals are made.
     pub bootstrap: Bootstrap,
     /// Seeded random routers drawn as a baseline.
@@ -59,6 +66,9 @@ pub struct Evaluation {
     pub difficulty: Option<DifficultySection>,
     /// Rows that carry outcomes of both models of the pair.
     pub routing: Option<RoutingSection>,
+    /// Simulated cascades, one for each pair that was asked for and is known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cascades: Vec<CascadeSection>,
     /// The model against another one, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
@@ -134,7 +144,19 @@ pub fn run(rows: &[Row], scored: &[ScoredRow], options: &EvalOptions) -> Evaluat
     let mut notes = Vec::new();
     let outcomes = models::canonical_outcomes(&cases);
     let pair = models::choose_pair(&outcomes, options.pair.as_ref(), &mut notes);
+    let mut cascades = Vec::new();
+    for spec in &options.cascades {
+        match cascade::section(&outcomes, spec, &options.abilities, &options.bootstrap) {
+            Some(section) => cascades.push(section),
+            None => notes.push(format!(
+                "No cascade from {} to {}: no scored row has outcomes of both, or the classifier does not know their \
+                 abilities.",
+                spec.pair.weak, spec.pair.strong
+            )),
+        }
+    }
     Evaluation {
+        cascades,
         intent: intent::section(&cases, &options.bootstrap),
         tier: tier::section(&cases, &options.tier_control, &options.bootstrap),
         difficulty: difficulty::section(&outcomes, pair.as_ref().map(|(pair, _)| pair), &options.bootstrap),
@@ -165,6 +187,8 @@ impl Default for EvalOptions {
         Self {
             pair: None,
             tier_control: TierControl::default(),
+            cascades: Vec::new(),
+            abilities: BTreeMap::new(),
             bootstrap: Bootstrap::default(),
             n_random_routers: 200,
         }

@@ -3,11 +3,13 @@
 //! Uses the classifier and what lies below it; nothing that serves requests uses this.
 
 pub mod ability;
+pub mod calibrate;
 pub mod dataset;
 pub mod evaluate;
 pub mod gain;
 pub mod import;
 pub mod metrics;
+pub mod off_policy;
 pub mod perturb;
 pub mod register;
 pub mod report;

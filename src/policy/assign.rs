@@ -132,6 +132,27 @@ impl Experiment {
         Some((arm, told))
     }
 
+    /// Every arm that the request could have got, with its probability; none: it takes no part.
+    pub(super) fn shares(&self, tenant: &str, role: &str, request: &Assignment<'_>) -> Vec<ExperimentArm> {
+        if self.assign(tenant, role, request).is_none() {
+            return Vec::new();
+        }
+        let mut cumulative = 0.0;
+        let mut told = Vec::new();
+        for arm in &self.arms {
+            let share = self.share(arm, request.now_ms, cumulative);
+            if share > 0.0 {
+                cumulative += share;
+                told.push(ExperimentArm {
+                    experiment: Arc::clone(&self.name),
+                    arm: Arc::clone(&arm.name),
+                    propensity: Probability::saturating(share),
+                });
+            }
+        }
+        told
+    }
+
     fn share(&self, arm: &Arm, now_ms: u64, taken: f64) -> f64 {
         match (self.kind, self.ramp) {
             (ExperimentKind::Canary, _) if arm.layer.is_none() && &*arm.name == CONTROL => 1.0 - taken,

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::experiment::ExperimentSpec;
-use crate::domain::{Probability, Tier};
+use crate::domain::{Combine, Probability, Tier};
 use crate::rules::RuleSpec;
 
 /// The schema this version reads.
@@ -92,6 +92,10 @@ pub struct LayerSpec {
     /// Value by value the most specific wins.
     #[serde(skip_serializing_if = "is_default")]
     pub escalation: EscalationSpec,
+    /// Kinds of requests to ask of several models at once. Looked at from the top, the most specific layer's first; the
+    /// first that fits wins.
+    #[serde(skip_serializing_if = "is_default")]
+    pub fan_out: Vec<FanOutSpec>,
     /// Use this chain whatever the query says; the most specific wins.
     #[serde(skip_serializing_if = "is_default")]
     pub chain: Option<String>,
@@ -234,9 +238,60 @@ pub struct EscalationSpec {
     /// Most escalations of one request. Default 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_hops: Option<u32>,
-    /// Escalate when the answer's score is below this. Default 0.60.
+    /// Escalate when the answer's score is below this. Default: computed from abilities, prices and the scorer, so that
+    /// the cascade answers as well as its stronger step alone; 0.60 where that cannot be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score_threshold: Option<Probability>,
+    /// How good the caller's scorer is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scorer: Option<ScorerSpec>,
+    /// What to do where asking the cheaper model first is expected to save nothing. Default `always`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cheap_first: Option<CheapFirst>,
+    /// Most US dollars of one cascade, all its answers together. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_cost_usd: Option<f64>,
+    /// The same as a multiple of what the ladder's last step costs alone. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_share: Option<f64>,
+    /// Longest time from the first decision to the last, in milliseconds. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_duration_ms: Option<u64>,
+}
+
+/// A kind of requests to ask of several models at once.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct FanOutSpec {
+    /// Intents it takes; `"*"` is any.
+    pub intent: Vec<String>,
+    /// Tiers it takes; `"*"` is any.
+    pub tier: Vec<TierPattern>,
+    /// How many of the chain's usable models, the selected one included: 2 to 8, for a vote at least 3.
+    pub models: u32,
+    /// How the caller makes one answer of theirs.
+    pub combine: Combine,
+}
+
+/// What judges answers.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct ScorerSpec {
+    /// Probability that it ranks a good answer above a bad one, above 0.5. Default 0.80.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auc: Option<f64>,
+    /// What it costs to score an answer, in US dollars.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cost_usd: f64,
+}
+
+/// What to do where asking the cheaper model first is expected to save nothing.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheapFirst {
+    /// Ask the cheaper one all the same: the chain's order stands.
+    #[default]
+    Always,
+    /// Select the stronger step at once.
+    WhenItPays,
 }
 
 /// What to answer when there is no good evidence.

@@ -57,6 +57,12 @@ fn merge(base: &mut LayerSpec, over: &LayerSpec) {
     general.ladder = own.ladder.clone().or(general.ladder.take());
     general.max_hops = own.max_hops.or(general.max_hops);
     general.score_threshold = own.score_threshold.or(general.score_threshold);
+    general.scorer = own.scorer.or(general.scorer);
+    general.cheap_first = own.cheap_first.or(general.cheap_first);
+    general.max_cost_usd = own.max_cost_usd.or(general.max_cost_usd);
+    general.budget_share = own.budget_share.or(general.budget_share);
+    general.max_duration_ms = own.max_duration_ms.or(general.max_duration_ms);
+    base.fan_out.splice(0..0, over.fan_out.iter().cloned());
     base.chain = over.chain.clone().or(base.chain.take());
 }
 

@@ -133,6 +133,7 @@ fn touched(experiment: &ExperimentSpec) -> Vec<String> {
             (!layer.routes.is_empty(), "routes"),
             (layer.thresholds != ThresholdsSpec::default(), "thresholds"),
             (layer.escalation != EscalationSpec::default(), "escalation"),
+            (!layer.fan_out.is_empty(), "fan_out"),
         ] {
             if changes {
                 touched.push(what.to_owned());

@@ -9,13 +9,17 @@ mod assign;
 mod decode;
 mod diff;
 mod document;
+mod economy;
 mod edit;
 mod effective;
 mod experiment;
 mod experiments;
 mod explain;
+mod fan_out;
 mod finding;
+mod guard;
 mod isolate;
+mod ladder;
 mod lint;
 mod parse;
 mod resolve;
@@ -33,17 +37,21 @@ mod tests;
 pub use assign::{Assignment, KeyDigest};
 pub use diff::{Answer, Change, Effect, PolicyDiff, certain, changes, diff, effects, named_intents};
 pub use document::{
-    AccessPath, AnswerLengthSpec, Capability, DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, PriceSpec,
-    ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, TenantSpec, ThresholdsSpec, TierPattern,
-    UnknownTenant,
+    AccessPath, AnswerLengthSpec, Capability, CheapFirst, DefaultsSpec, Document, EscalationSpec, FanOutSpec,
+    LayerSpec, ModelSpec, PriceSpec, ProviderSpec, RouteSpec, SCHEMA, SafeAnswerSpec, SchemaName, ScorerSpec,
+    TenantSpec, ThresholdsSpec, TierPattern, UnknownTenant,
 };
+pub use economy::{CascadeEstimate, Prospect, Scorer};
 pub use edit::{EditError, set_provider_enabled};
 pub use experiment::{ArmSpec, CONTROL, ExperimentKind, ExperimentSpec, RampSpec, StickyBy, Timestamp};
 pub use explain::{CandidateOutcome, CandidateVerdict, Explanation, FilterVerdict};
 pub use finding::{Finding, FindingCode, Severity, render_findings};
-pub use resolve::{NoCandidate, Resolution, Signals};
+pub use guard::{Guard, Offer, Purpose, Unguarded};
+pub use ladder::{Advance, Halt, Progress, Tried};
+pub use resolve::{NoCandidate, Resolution, Signals, middle_of};
 pub use schema::json_schema;
 pub use scope::{Scope, ScopeError};
+pub use select::sticky_hash;
 pub(crate) use snapshot::sha256_hex;
 pub use snapshot::{InvalidPolicy, Policy, PolicyOptions};
 pub use yaml::to_yaml;

@@ -49,7 +49,7 @@ const DOCUMENT_FIELDS: &[&str] =
     &["schema", "id", "version", "models", "defaults", "environments", "roles", "tenants", "experiments"];
 /// Fields of the top level and of every override.
 const LAYER_FIELDS: &[&str] =
-    &["providers", "allowed_providers", "chains", "routes", "rules", "thresholds", "escalation", "chain"];
+    &["providers", "allowed_providers", "chains", "routes", "rules", "thresholds", "escalation", "fan_out", "chain"];
 /// Fields of tenants only.
 const TENANT_FIELDS: &[&str] = &["roles"];
 /// Fields of experiments.
@@ -199,6 +199,7 @@ impl DocumentReader {
             "rules" => layer.rules = self.list(&entry.value, path),
             "thresholds" => layer.thresholds = self.value(&entry.value, path),
             "escalation" => layer.escalation = self.value(&entry.value, path),
+            "fan_out" => layer.fan_out = self.list(&entry.value, path),
             _ => return false,
         }
         true

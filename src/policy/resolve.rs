@@ -5,15 +5,17 @@
 use std::sync::Arc;
 
 use crate::domain::{
-    Candidate, Classification, ConfidenceOf, Escalation, Fallback, Language, Probability, Reason, ReasonCode,
+    Candidate, Classification, ConfidenceOf, Escalation, Fallback, FanOut, Language, Probability, Reason, ReasonCode,
     Requirements, Source, Tier, TierChoice,
 };
 use crate::rules::RuleOutcome;
 
 use super::document::SafeAnswerSpec;
+use super::guard::{Guard, Purpose, Unguarded};
+use super::ladder::Standing;
 use super::scope::Scope;
-use super::select::Demand;
-use super::snapshot::Chain;
+use super::select::{Demand, sticky_hash};
+use super::snapshot::{Chain, Model};
 
 /// The evidence about one query and what its caller asks for.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +63,8 @@ pub struct Resolution {
     pub fallbacks: Vec<Fallback>,
     /// What to do when the answer is not good enough.
     pub escalation: Option<Escalation>,
+    /// Whom to ask at once, where the policy says so.
+    pub fan_out: Option<FanOut>,
     /// Why, in the order the reasons applied; removed candidates included.
     pub reasons: Vec<Reason>,
 }
@@ -111,6 +115,14 @@ impl Scope {
     /// # Errors
     /// When the filters leave no candidate; says which removed what.
     pub fn resolve(&self, signals: &Signals<'_>) -> Result<Resolution, NoCandidate> {
+        self.resolve_guarded(signals, &Unguarded)
+    }
+
+    /// The same, less the candidates that `guard` removes.
+    ///
+    /// # Errors
+    /// When the filters and the guard leave no candidate; says which removed what.
+    pub fn resolve_guarded(&self, signals: &Signals<'_>, guard: &dyn Guard) -> Result<Resolution, NoCandidate> {
         let mut course = Course::new(self, signals);
         let intent = course.intent();
         let tier = course.tier(&intent);
@@ -119,7 +131,7 @@ impl Scope {
             return Err(NoCandidate { chain: String::new(), removed: removed.collect(), reasons: course.reasons });
         };
         let demand = self.demand(signals, &intent.label, tier.tier);
-        course.select(&demand, intent, &tier, chain)
+        course.select(&demand, intent, &tier, chain, guard)
     }
 
     /// The intent and the tier acted on.
@@ -138,7 +150,7 @@ impl Scope {
             input_tokens: signals.input_tokens,
             output_tokens: signals.output_tokens.unwrap_or_else(|| self.defaults().spec.answer_tokens(intent, tier)),
             difficulty: classification.map(|classification| classification.difficulty),
-            sticky_key: signals.sticky_key,
+            sticky: sticky_hash(signals.sticky_key),
         }
     }
 }
@@ -342,28 +354,49 @@ impl<'a> Course<'a> {
         intent: IntentStep<'_>,
         tier: &TierStep,
         chain: &Chain,
+        guard: &dyn Guard,
     ) -> Result<Resolution, NoCandidate> {
-        let models = self.scope.models();
-        let mut usable = Vec::with_capacity(chain.models.len());
         let mut removed = Vec::new();
-        for id in chain.models.iter().copied() {
-            let Some(model) = models.get(id) else { continue };
-            match demand.refuse(model, self.scope) {
-                Some(reason) => removed.push(reason),
-                None => usable.push((id, model)),
-            }
-        }
+        let usable = demand
+            .usable(chain.models.iter().copied(), self.scope, (guard, Purpose::Route), |reason| removed.push(reason));
         let Some((selected_id, selected)) = usable.first().copied() else {
             return Err(NoCandidate { chain: chain.name.to_string(), removed, reasons: self.reasons });
         };
         self.reasons.append(&mut removed);
-        let text = format!("{} is the first usable candidate of chain {}", selected.name, chain.name);
-        self.reason(ReasonCode::FirstUsable, &selected.name, text);
-        let fallbacks = usable.iter().skip(1).map(|(_, model)| Fallback {
+        let next = |id, model| {
+            let standing = Standing { tried: &[], hops: 0, spent_usd: demand.cost_usd(model) };
+            demand.escalation(id, self.scope, &standing, guard)
+        };
+        let mut escalation = next(selected_id, selected);
+        let mut called = selected;
+        if let Some((strong_id, strong)) = self.false_economy(demand, selected, escalation.as_ref()) {
+            let text = format!(
+                "{} would be asked first for ${:.6} and {} after it with probability {:.2}: dearer than {} at once",
+                selected.name,
+                demand.cost_usd(selected),
+                strong.name,
+                escalation.and_then(|(_, step)| step.probability).unwrap_or_default().value(),
+                strong.name,
+            );
+            self.reason(ReasonCode::FalseEconomy, &selected.name, text);
+            (called, escalation) = (strong, next(strong_id, strong));
+        } else {
+            let text = format!("{} is the first usable candidate of chain {}", selected.name, chain.name);
+            self.reason(ReasonCode::FirstUsable, &selected.name, text);
+        }
+        let fallbacks = usable.iter().filter(|(_, model)| model.name != called.name).map(|(_, model)| Fallback {
             candidate: demand.candidate(model),
             reason: Reason::about(ReasonCode::NextInChain, &*model.name, format!("next in chain {}", chain.name)),
         });
+        let in_order: Vec<&Model> = std::iter::once(called)
+            .chain(usable.iter().map(|(_, model)| *model).filter(|model| model.name != called.name))
+            .collect();
+        let fan_out = self.scope.fan_out(demand, (&intent.label, tier.tier), &in_order).and_then(|(fan_out, why)| {
+            self.reasons.push(why);
+            fan_out
+        });
         Ok(Resolution {
+            fan_out,
             intent: intent.label,
             intent_probability: intent.probability,
             tier: tier.tier,
@@ -372,15 +405,35 @@ impl<'a> Course<'a> {
             confidence_of: tier.of,
             source: self.source,
             chain: Arc::clone(&chain.name),
-            selected: demand.candidate(selected),
+            selected: demand.candidate(called),
             fallbacks: fallbacks.collect(),
-            escalation: demand.escalation(selected_id, self.scope),
+            escalation: escalation.map(|(_, escalation)| escalation),
             reasons: self.reasons,
         })
     }
+
+    /// The stronger step to call at once, where asking the selected model first would save nothing. What a rule or a
+    /// layer forces is called as it says.
+    fn false_economy(
+        &self,
+        demand: &Demand<'_>,
+        selected: &Model,
+        escalation: Option<&(usize, Escalation)>,
+    ) -> Option<(usize, &'a Model)> {
+        let (id, step) = escalation?;
+        // What rules force, cap or forbid is meant as they say.
+        let rules = self.signals.rules;
+        let by_routes = self.source == Source::Classifier && rules.force_chain.is_none();
+        let by_routes = by_routes && rules.cap.is_none() && rules.forbid_chains.is_empty();
+        let pays = step.expected_cost_usd? < step.next.estimated_cost_usd;
+        let skips = by_routes && !pays && self.scope.skips_false_economies();
+        let strong = self.scope.models().get(*id)?;
+        (skips && strong.name != selected.name && demand.difficulty.is_some()).then_some((*id, strong))
+    }
 }
 
-fn middle_of(tier: Tier) -> Probability {
+/// The difficulty to act on where the classifier says none: the middle of the tier's third of the scale.
+pub fn middle_of(tier: Tier) -> Probability {
     Probability::saturating((tier.index() as f64 + 0.5) / Tier::ALL.len() as f64)
 }
 

@@ -53,12 +53,12 @@ pub enum ScopeError {
     },
 }
 
+/// Most combinations of arms that are told apart; experiments beyond are taken as not there.
+const MAX_ARM_CHOICES: usize = 64;
 /// Thresholds when no layer has them.
 const MIN_CONFIDENCE: f64 = 0.80;
 const MIN_INTENT_CONFIDENCE: f64 = 0.35;
 const OUT_OF_SCOPE: f64 = 0.90;
-const SCORE_THRESHOLD: f64 = 0.60;
-const MAX_HOPS: u32 = 2;
 
 // === impl Policy ===
 
@@ -149,6 +149,44 @@ impl Scope {
             .collect()
     }
 
+    /// Every choice of arms that the request could have got, each arm with its probability; one without any where no
+    /// experiment takes it.
+    pub fn arm_choices(&self, request: &Assignment<'_>) -> Vec<Vec<ExperimentArm>> {
+        let serving = self.policy.experiments.iter().filter(|experiment| experiment.kind != ExperimentKind::Shadow);
+        serving.fold(vec![Vec::new()], |choices, experiment| {
+            let arms = experiment.shares(&self.tenant, &self.role, request);
+            if arms.is_empty() || choices.len() * arms.len() > MAX_ARM_CHOICES {
+                return choices;
+            }
+            let with = |choice: &Vec<ExperimentArm>| {
+                let choice = choice.clone();
+                arms.clone().into_iter().map(move |arm| [choice.clone(), vec![arm]].concat())
+            };
+            choices.iter().flat_map(with).collect()
+        })
+    }
+
+    /// The scope with the arms of `told`, whatever the request would get now; an arm that is not in the policy any more
+    /// is left out.
+    #[must_use]
+    pub fn with_arms(mut self, told: impl IntoIterator<Item = ExperimentArm>) -> Self {
+        let policy = Arc::clone(&self.policy);
+        let mut front = Vec::new();
+        for told in told {
+            let experiment = policy.experiments.iter().find(|experiment| experiment.name == told.experiment);
+            let arm = experiment.and_then(|experiment| experiment.arms.iter().find(|arm| arm.name == told.arm));
+            if let Some(arm) = arm {
+                front.extend(arm.layer.clone());
+                self.arms.push(told);
+            }
+        }
+        if !front.is_empty() {
+            self.layers.splice(0..0, front);
+            self.rules = stack(&self.layers);
+        }
+        self
+    }
+
     /// The arms that apply.
     pub fn arms(&self) -> &[ExperimentArm] {
         &self.arms
@@ -185,7 +223,7 @@ impl Scope {
     }
 
     /// The most specific layer's answer.
-    fn find<'a, T>(&'a self, ask: impl Fn(&'a Layer) -> Option<T>) -> Option<T> {
+    pub(super) fn find<'a, T>(&'a self, ask: impl Fn(&'a Layer) -> Option<T>) -> Option<T> {
         self.layers().find_map(ask)
     }
 
@@ -217,18 +255,6 @@ impl Scope {
 
     pub(super) fn out_of_scope(&self) -> Probability {
         self.find(|layer| layer.thresholds.out_of_scope).unwrap_or(Probability::saturating(OUT_OF_SCOPE))
-    }
-
-    pub(super) fn ladder(&self) -> &[usize] {
-        self.find(|layer| layer.ladder.as_deref()).unwrap_or_default()
-    }
-
-    pub(super) fn max_hops(&self) -> u32 {
-        self.find(|layer| layer.max_hops).unwrap_or(MAX_HOPS)
-    }
-
-    pub(super) fn score_threshold(&self) -> Probability {
-        self.find(|layer| layer.score_threshold).unwrap_or(Probability::saturating(SCORE_THRESHOLD))
     }
 
     /// Why `provider` may not be used, if it may not.

@@ -1,7 +1,8 @@
 //! Filter, then select: which models of a chain may answer, what they cost and how likely they do well.
 
-use crate::domain::{Candidate, Escalation, Probability, Reason, ReasonCode, Requirements};
+use crate::domain::{Candidate, Probability, Reason, ReasonCode, Requirements};
 
+use super::guard::{Guard, Offer, Purpose};
 use super::scope::Scope;
 use super::snapshot::Model;
 
@@ -13,7 +14,7 @@ pub(super) struct Demand<'a> {
     pub(super) output_tokens: u32,
     /// `None`: not known, so neither is any P(success).
     pub(super) difficulty: Option<Probability>,
-    pub(super) sticky_key: &'a str,
+    pub(super) sticky: u64,
 }
 
 /// The code and the text of a reason to remove a model.
@@ -39,6 +40,45 @@ impl Demand<'_> {
     pub(super) fn refuse(&self, model: &Model, scope: &Scope) -> Option<Reason> {
         let (code, text) = FILTERS.iter().find_map(|(_, filter)| filter(self, model, scope))?;
         Some(Reason::about(code, &*model.name, text))
+    }
+
+    /// The models of `ids` that neither a filter nor the guard removes, in order; the others go to `removed`.
+    pub(super) fn usable<'m>(
+        &self,
+        ids: impl Iterator<Item = usize>,
+        scope: &'m Scope,
+        (guard, purpose): (&dyn Guard, Purpose),
+        mut removed: impl FnMut(Reason),
+    ) -> Vec<(usize, &'m Model)> {
+        let models = scope.models();
+        let mut usable = Vec::new();
+        for id in ids {
+            let Some(model) = models.get(id) else { continue };
+            match self.refuse(model, scope) {
+                Some(reason) => removed(reason),
+                None => usable.push((id, model)),
+            }
+        }
+        if usable.is_empty() {
+            return usable;
+        }
+        let offers: Vec<Offer<'_>> = usable
+            .iter()
+            .map(|(_, model)| Offer {
+                model: &model.name,
+                provider: &model.provider,
+                estimated_cost_usd: self.cost_usd(model),
+            })
+            .collect();
+        let mut verdicts = guard.review(purpose, &offers).into_iter();
+        usable.retain(|(_, model)| match verdicts.next().flatten() {
+            Some((code, text)) => {
+                removed(Reason::about(code, &*model.name, text));
+                false
+            }
+            None => true,
+        });
+        usable
     }
 
     /// What each filter says of `model`, also those after the first that removes it.
@@ -121,49 +161,26 @@ impl Demand<'_> {
         }
     }
 
-    /// The next stronger usable step of the scope's ladder after `selected`.
-    pub(super) fn escalation(&self, selected: usize, scope: &Scope) -> Option<Escalation> {
-        let max_hops = scope.max_hops();
-        let models = scope.models();
-        let from = models.get(selected)?;
-        let ladder = scope.ladder();
-        let standing = ladder.iter().position(|step| *step == selected);
-        let stronger = ladder.iter().enumerate().filter_map(|(position, step)| {
-            let step = models.get(*step)?;
-            // On the ladder its order counts; a model beside it is compared with each step.
-            let is_stronger = standing.map_or_else(|| is_stronger(step, from), |standing| position > standing);
-            (is_stronger && self.refuse(step, scope).is_none()).then_some(step)
-        });
-        let steps: Vec<&Model> = stronger.collect();
-        let next = steps.first()?;
-        let hops_left = max_hops.min(steps.len() as u32);
-        (hops_left > 0).then(|| Escalation {
-            next: self.candidate(next),
-            score_threshold: scope.score_threshold(),
-            hops_left,
-        })
-    }
-
     fn context_tokens(&self) -> u64 {
         let estimated = u64::from(self.input_tokens) + u64::from(self.output_tokens);
         self.requirements.context_tokens.map_or(estimated, u64::from)
     }
 
-    fn cost_usd(&self, model: &Model) -> f64 {
+    pub(super) fn cost_usd(&self, model: &Model) -> f64 {
         let input = f64::from(self.input_tokens) * model.price.input_usd;
         let output = f64::from(self.output_tokens) * model.price.output_usd;
         (input + output) / 1e6
     }
 
     /// P(the model answers well): a one-parameter logistic model, both sides on the logit scale.
-    fn success(&self, model: &Model) -> Option<Probability> {
+    pub(super) fn success(&self, model: &Model) -> Option<Probability> {
         let difficulty = logit(self.difficulty?.value());
         Some(Probability::saturating(1.0 / (1.0 + (difficulty - model.ability?).exp())))
     }
 
     /// The endpoint by weight; the same key gets the same one on every replica.
     fn endpoint<'m>(&self, model: &'m Model) -> &'m str {
-        let point = unit_hash(&model.name, self.sticky_key);
+        let point = unit(model.hash, self.sticky);
         let mut cumulative = 0.0;
         for (name, weight) in &model.endpoints {
             cumulative += weight;
@@ -176,31 +193,36 @@ impl Demand<'_> {
     }
 }
 
-/// By ability where both have one, else by price: policies list dearer models because they are better.
-pub(super) fn is_stronger(step: &Model, than: &Model) -> bool {
-    match (step.ability, than.ability) {
-        (Some(step), Some(than)) => step > than,
-        _ => step.price.sum() > than.price.sum(),
-    }
-}
-
 /// Difficulty on the scale of ability; the ends are cut so that it stays finite.
 fn logit(p: f64) -> f64 {
     let p = p.clamp(0.001, 0.999);
     (p / (1.0 - p)).ln()
 }
 
-/// A number in `0..1` that depends only on its arguments, on every machine and in every release: FNV-1a, mixed.
-fn unit_hash(salt: &str, key: &str) -> f64 {
+/// The hash of a key whose requests get the same endpoint of a model.
+pub fn sticky_hash(key: &str) -> u64 {
+    name_hash(key)
+}
+
+/// A hash that is the same on every machine and in every release: FNV-1a, mixed.
+pub(super) fn name_hash(name: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in salt.bytes().chain([0]).chain(key.bytes()) {
+    for byte in name.bytes() {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     }
-    // The finaliser of SplitMix64: FNV alone leaves the high bits of short keys alike.
+    mix(hash)
+}
+
+/// The finaliser of SplitMix64: FNV alone leaves the high bits of short keys alike.
+fn mix(mut hash: u64) -> u64 {
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^= hash >> 31;
-    (hash >> 11) as f64 / (1_u64 << 53) as f64
+    hash ^ (hash >> 31)
+}
+
+/// A number in `0..1` from two hashes, the first being a model's.
+fn unit(model: u64, key: u64) -> f64 {
+    (mix(model.wrapping_add(key.rotate_left(32))) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
@@ -210,9 +232,15 @@ mod tests {
     #[test]
     fn hash_is_stable_and_even() {
         // Fixed by value: a change would move every session to another endpoint.
-        assert_eq!((unit_hash("gpt", "session-1") * 1e6) as u64, 151_381);
-        let low = (0..10_000).filter(|i| unit_hash("m", &format!("s{i}")) < 0.3).count();
+        assert_eq!(name_hash("gpt"), 12_257_831_398_663_240_330);
+        let point = |model: &str, key: &str| unit(name_hash(model), sticky_hash(key));
+        assert_eq!((point("gpt", "session-1") * 1e6) as u64, 216_930);
+        let low = (0..10_000).filter(|i| point("m", &format!("s{i}")) < 0.3).count();
         assert!((2_800..3_200).contains(&low), "{low} of 10,000 fell below 0.3");
+        // One model's endpoint says nothing of another's.
+        let both = (0..10_000).map(|i| format!("s{i}")).filter(|key| point("m", key) < 0.5 && point("n", key) < 0.5);
+        let both = both.count();
+        assert!((2_300..2_700).contains(&both), "{both} of 10,000 fell below 0.5 for both models");
     }
 
     #[test]

@@ -9,10 +9,14 @@ use crate::domain::Tier;
 use crate::rules::{Atom, RuleSet};
 
 use super::assign::Experiment;
-use super::document::{Capability, DefaultsSpec, Document, LayerSpec, ModelSpec, PriceSpec, ThresholdsSpec};
+use super::document::{
+    Capability, DefaultsSpec, Document, LayerSpec, ModelSpec, PriceSpec, ScorerSpec, ThresholdsSpec,
+};
+use super::economy::Scorer;
 use super::finding::{Finding, Severity};
 use super::isolate::{refused_tenants, restrictions};
 use super::parse::{Parsed, parse};
+use super::select::name_hash;
 use super::validate::validate;
 
 /// A policy in the form that decides.
@@ -55,6 +59,8 @@ pub struct InvalidPolicy {
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) name: Arc<str>,
+    /// Of its name; what cascades and endpoints know it by.
+    pub(super) hash: u64,
     pub(super) provider: Arc<str>,
     /// What the provider calls it.
     pub(super) name_there: Arc<str>,
@@ -88,6 +94,7 @@ pub(super) struct Layer {
     pub(super) ladder: Option<Vec<usize>>,
     pub(super) max_hops: Option<u32>,
     pub(super) score_threshold: Option<crate::domain::Probability>,
+    pub(super) scorer: Option<Scorer>,
     pub(super) chain: Option<Arc<str>>,
 }
 
@@ -308,6 +315,7 @@ impl Compiler<'_> {
             ladder: spec.escalation.ladder.as_ref().map(|ladder| self.models(ladder)),
             max_hops: spec.escalation.max_hops,
             score_threshold: spec.escalation.score_threshold,
+            scorer: spec.escalation.scorer.as_ref().map(ScorerSpec::compile),
             chain: spec.chain.as_deref().map(Arc::from),
         })
     }
@@ -325,6 +333,7 @@ impl Model {
         let parameters = spec.parameters.iter().map(|(key, value)| (key.clone(), value.to_string()));
         Self {
             name: Arc::from(name),
+            hash: name_hash(name),
             provider: Arc::from(spec.provider.as_str()),
             name_there: Arc::from(spec.provider_model.as_str()),
             access_path: spec.access_path.as_str(),

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::domain::Combine;
 use crate::rules::{Path, RuleProblem, RuleSet};
 
 use super::document::{
-    DefaultsSpec, Document, EscalationSpec, LayerSpec, ModelSpec, RouteSpec, SafeAnswerSpec, TierPattern,
+    DefaultsSpec, Document, EscalationSpec, FanOutSpec, LayerSpec, ModelSpec, RouteSpec, SafeAnswerSpec, TierPattern,
 };
 use super::experiments::check_experiment;
 use super::finding::{Finding, FindingCode, did_you_mean};
@@ -30,6 +31,8 @@ pub(super) struct Reporter<'a> {
 
 /// How far from 1 the sum of weights may be.
 pub(super) const WEIGHT_TOLERANCE: f64 = 0.001;
+/// Most models to ask at once: beyond, the cost grows and the answer hardly does.
+const MAX_FAN_OUT: u32 = 8;
 
 /// Every finding of a document, those of reading it included, in document order.
 pub(super) fn validate(parsed: &Parsed, options: &PolicyOptions) -> Vec<Finding> {
@@ -211,6 +214,9 @@ impl Checker<'_> {
             self.intent(intent, &path.then("thresholds").then("by_intent").then(intent.as_str()));
         }
         self.escalation(&layer.escalation, &path.then("escalation"));
+        for (index, spec) in layer.fan_out.iter().enumerate() {
+            self.fan_out(spec, &path.then("fan_out").then(index));
+        }
         if let Some(chain) = &layer.chain {
             self.chain(chain, &path.then("chain"), place);
         }
@@ -266,7 +272,46 @@ impl Checker<'_> {
         }
     }
 
+    fn fan_out(&mut self, spec: &FanOutSpec, at: &Path) {
+        if spec.intent.is_empty() || spec.tier.is_empty() {
+            let message = "a fan-out needs at least one intent and one tier; \"*\" is any";
+            self.report.add(FindingCode::InvalidValue, at, message);
+        }
+        for intent in spec.intent.iter().filter(|intent| *intent != "*") {
+            self.intent(intent, &at.then("intent"));
+        }
+        let least = if spec.combine == Combine::Vote { 3 } else { 2 };
+        if !(least..=MAX_FAN_OUT).contains(&spec.models) {
+            let message = format!("{} is not within {least} to {MAX_FAN_OUT} models", spec.models);
+            self.report.add(FindingCode::OutOfRange, &at.then("models"), message);
+        }
+    }
+
     fn escalation(&mut self, escalation: &EscalationSpec, at: &Path) {
+        let amounts = [
+            ("max_cost_usd", escalation.max_cost_usd, "a finite amount of at least 0"),
+            ("budget_share", escalation.budget_share, "a finite multiple of at least 0"),
+        ];
+        for (field, value, wanted) in amounts {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+                self.report.add(FindingCode::OutOfRange, &at.then(field), format!("{value} is not {wanted}"));
+            }
+        }
+        if escalation.max_duration_ms == Some(0) {
+            let message = "a cascade of 0 ms has no second step; write `max_hops: 0` for none";
+            self.report.add(FindingCode::OutOfRange, &at.then("max_duration_ms"), message);
+        }
+        if let Some(scorer) = &escalation.scorer {
+            let at = at.then("scorer");
+            if let Some(auc) = scorer.auc.filter(|auc| !(*auc > 0.5 && *auc <= 1.0)) {
+                let message = format!("{auc} is not above 0.5 and at most 1; at 0.5 a scorer knows nothing");
+                self.report.add(FindingCode::OutOfRange, &at.then("auc"), message);
+            }
+            if !(scorer.cost_usd.is_finite() && scorer.cost_usd >= 0.0) {
+                let message = format!("{} is not a finite amount of at least 0", scorer.cost_usd);
+                self.report.add(FindingCode::OutOfRange, &at.then("cost_usd"), message);
+            }
+        }
         let Some(ladder) = &escalation.ladder else { return };
         let at = at.then("ladder");
         let again = "the ladder has this model before; escalation would go in circles";

@@ -4,6 +4,7 @@
 //! the classifier cannot be consulted in time, rules and the policy's safe default answer, and the decision says so.
 
 mod cache;
+mod escalate;
 mod journal;
 mod languages;
 mod loaded;
@@ -14,8 +15,9 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 
 use crate::batch::{BatchError, BatchOptions, Classified, Engine, Terms};
+use crate::cascade::{Cascades, ContinuationError};
 use crate::classifier::Classifier;
-use crate::decisions::{DecisionLog, Outcome};
+use crate::decisions::{DecisionLog, DriftMonitor, Outcome};
 use crate::domain::{
     Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery, Language,
     PolicyRef, Priority, Query, Reason, ReasonCode, Source, TierChoice, Timings,
@@ -25,6 +27,8 @@ use crate::rules::RuleInput;
 use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
 use crate::telemetry::{Metrics, Stage};
 use crate::text::Prepared;
+use escalate::Beginning;
+pub use escalate::EscalateQuery;
 use journal::Logged;
 use languages::Languages;
 use loaded::Loaded;
@@ -39,6 +43,8 @@ pub struct Router {
     languages: Languages,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
+    cascades: Option<Arc<Cascades>>,
+    drift: DriftMonitor,
     options: RouterOptions,
 }
 
@@ -78,6 +84,9 @@ pub enum DecideError {
     /// The policy was not confirmed for too long; the control plane's fault.
     #[error("the policy is too old")]
     Stale(#[from] PolicyStale),
+    /// The caller's fault, or time's: what it hands back of an earlier decision.
+    #[error("the continuation is not accepted")]
+    Continuation(#[from] ContinuationError),
     /// The policy leaves no candidate for what the caller requires.
     #[error("no candidate is left")]
     NoCandidate(#[from] NoCandidate),
@@ -91,6 +100,8 @@ pub enum DecideError {
 
 /// Confidence at which `Classify` picks a tier, there being no policy to ask.
 pub const DEFAULT_MIN_CONFIDENCE: f64 = 0.80;
+/// Decisions that the last ones are compared with, and as many of them: chance alone makes a PSI of about 0.01.
+const DRIFT_WINDOW: u64 = 2_000;
 /// Bytes of text per token that a provider bills, for cost estimates; English averages about four.
 const BYTES_PER_TOKEN: usize = 4;
 
@@ -137,13 +148,28 @@ impl Router {
     ) -> std::io::Result<Self> {
         let loaded = Loaded::start(engine, classifier, Arc::clone(&metrics), options)?;
         let languages = Languages::new(options.cache_entries);
-        Ok(Self { loaded: ArcSwap::from_pointee(loaded), policies, languages, metrics, log: None, options })
+        Ok(Self {
+            loaded: ArcSwap::from_pointee(loaded),
+            policies,
+            languages,
+            metrics,
+            log: None,
+            cascades: None,
+            drift: DriftMonitor::new(DRIFT_WINDOW),
+            options,
+        })
     }
 
     /// Keeps decisions in `log` from now on.
     #[must_use]
     pub fn with_log(self, log: Arc<DecisionLog>) -> Self {
         Self { log: Some(log).filter(|log| log.is_on()), ..self }
+    }
+
+    /// Offers continuations from now on.
+    #[must_use]
+    pub fn with_cascades(self, cascades: Arc<Cascades>) -> Self {
+        Self { cascades: Some(cascades), ..self }
     }
 
     /// The decision log, where one is kept.
@@ -223,22 +249,37 @@ impl Router {
             sticky_key: if query.session_id.is_empty() { &query.request_id } else { &query.session_id },
         };
         let resolved = clock.time(|timings| &mut timings.policy_us, || scope.resolve(&signals));
+        if let Some(stability) = consulted.classification.as_deref().and_then(|found| self.drift.record(found)) {
+            self.metrics.set_stability(&stability);
+        }
         let shadows = self.shadows(&scope, &assignment, &input, &signals, &resolved);
         let logged = self.log.as_ref().map(|log| {
             let (classifier, prepared, scope, assignment) = (&*loaded.classifier, &prepared, &scope, &assignment);
             let request = Logged { query, classifier, prepared, scope, assignment, matches, shadows };
             (log, request, Outcome::from(&resolved), consulted.classification.clone(), signals.degraded)
         });
-        let decided = resolved.map(|resolution| Decision {
-            experiments: scope.arms().to_vec(),
-            ..assemble(query, &prepared, consulted, resolution, (active.policy_ref(), &loaded.classifier), clock)
+        let difficulty = signals.classification.filter(|_| !signals.degraded).map(|found| found.difficulty);
+        let now_ms = assignment.now_ms;
+        let decided = resolved.map(|resolution| {
+            let chain = Arc::clone(&resolution.chain);
+            let mut decision = Decision {
+                experiments: scope.arms().to_vec(),
+                ..assemble(query, &prepared, consulted, resolution, (active.policy_ref(), &loaded.classifier), clock)
+            };
+            mark(&mut decision, standing, &active);
+            let (scope, rules) = (&scope, &rules);
+            let beginning = Beginning { query, prepared: &prepared, scope, rules, chain: &chain, difficulty, now_ms };
+            match self.continuation(&decision, &beginning) {
+                Ok(token) => decision.continuation = token,
+                Err(reason) => decision.reasons.push(reason),
+            }
+            decision
         });
         if let Some((log, request, outcome, classification, degraded)) = logged {
             let decision_id = decided.as_ref().map_or(String::new(), |decision| decision.decision_id.clone());
             journal::keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
         }
-        let mut decision = decided?;
-        mark(&mut decision, standing, &active);
+        let decision = decided?;
         self.metrics.record_decision(&decision);
         let known = active.policy.spec().tenants.contains_key(&query.tenant);
         self.metrics.record_cost(if known { &query.tenant } else { "" }, decision.selected.estimated_cost_usd);
@@ -364,6 +405,7 @@ fn assemble(
         selected: resolution.selected,
         fallbacks: resolution.fallbacks,
         escalation: resolution.escalation,
+        fan_out: resolution.fan_out,
         intent: IntentCall {
             label: resolution.intent,
             probability: resolution.intent_probability,
@@ -391,6 +433,8 @@ fn assemble(
         experiments: Vec::new(),
         input,
         timings: clock.stop(),
+        continuation: String::new(),
+        cascade: None,
     }
 }
 
@@ -406,6 +450,10 @@ impl Clock {
         let result = work();
         *slot(&mut self.timings) = Stage::micros(started.elapsed());
         result
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        Stage::micros(self.started.elapsed())
     }
 
     fn stop(mut self) -> Timings {

@@ -6,14 +6,15 @@ use std::time::UNIX_EPOCH;
 use tonic::Status;
 
 use super::proto;
-use super::status::invalid_field;
+use super::status::{from_invalid, invalid_field};
 use crate::domain::{
-    Candidate, Classification, ClassifierRef, Confidence, Content, Decision, Distribution, Escalation, ExperimentArm,
-    Fallback, InputReport, Message, MessageRole, PolicyRef, Priority, Query, Reason, Requirements, Source, Tier,
-    Timings,
+    Attempt, Candidate, Cascade, CascadeState, Classification, ClassifierRef, Combine, Confidence, Content, Decision,
+    Distribution, Escalation, ExperimentArm, FailureKind, Fallback, FanOut, InputReport, Message, MessageRole,
+    NextStep, Observed, OutcomeReport, PolicyRef, Priority, Probability, Query, Reason, Requirements, Source,
+    StopReason, Tier, Timings,
 };
 use crate::policy::{Finding, Severity};
-use crate::router::Signalled;
+use crate::router::{EscalateQuery, Signalled};
 use crate::sources::{HistoryEntry, Origin};
 
 /// A request as a query; `request_id` is made when the caller sent none.
@@ -79,6 +80,46 @@ fn message(message: proto::Message) -> Result<Message, Box<Status>> {
     Ok(Message { role, content: message.content })
 }
 
+fn failure(failure: i32) -> Result<Option<FailureKind>, Box<Status>> {
+    Ok(match proto::FailureKind::try_from(failure) {
+        Ok(proto::FailureKind::Unspecified) => None,
+        Ok(proto::FailureKind::Timeout) => Some(FailureKind::Timeout),
+        Ok(proto::FailureKind::RateLimited) => Some(FailureKind::RateLimited),
+        Ok(proto::FailureKind::ProviderError) => Some(FailureKind::ProviderError),
+        Ok(proto::FailureKind::Refused) => Some(FailureKind::Refused),
+        Ok(proto::FailureKind::Truncated) => Some(FailureKind::Truncated),
+        Ok(proto::FailureKind::BadFormat) => Some(FailureKind::BadFormat),
+        Err(_) => return Err(Box::new(unknown_enum("observed.failure", failure))),
+    })
+}
+
+/// A reported outcome, as of now.
+#[allow(dead_code, reason = "the service that takes reports is on its way")]
+pub(super) fn outcome(request: proto::ReportOutcomeRequest, time_unix_ms: u64) -> Result<OutcomeReport, Box<Status>> {
+    let attempt = match proto::Attempt::try_from(request.attempt) {
+        Ok(proto::Attempt::Unspecified) => None,
+        Ok(proto::Attempt::First) => Some(Attempt::First),
+        Ok(proto::Attempt::Fallback) => Some(Attempt::Fallback),
+        Ok(proto::Attempt::Escalation) => Some(Attempt::Escalation),
+        Err(_) => return Err(Box::new(unknown_enum("attempt", request.attempt))),
+    };
+    let observed = request.observed.unwrap_or_default();
+    let report = OutcomeReport {
+        time_unix_ms,
+        decision_id: request.decision_id,
+        model: request.model,
+        score: observed.score,
+        scorer: observed.scorer,
+        failure: failure(observed.failure)?,
+        tokens: observed.tokens_used,
+        cost_usd: observed.cost_usd,
+        latency_ms: request.latency_ms,
+        attempt,
+    };
+    report.check().map_err(|invalid| Box::new(from_invalid(&invalid)))?;
+    Ok(report)
+}
+
 fn requirements(requirements: proto::Requirements) -> Requirements {
     let set = |value: u32| (value > 0).then_some(value);
     Requirements {
@@ -97,6 +138,54 @@ fn requirements(requirements: proto::Requirements) -> Requirements {
 
 fn unknown_enum(field: &'static str, value: i32) -> Status {
     invalid_field(field, format!("{value} is not a value this server knows"))
+}
+
+/// What asks for the next step of a cascade.
+pub(super) fn escalate_request(request: proto::EscalateRequest) -> Result<EscalateQuery, Box<Status>> {
+    let proto::EscalateRequest { continuation, observed: seen, tenant } = request;
+    if continuation.is_empty() {
+        return Err(Box::new(invalid_field("continuation", "is empty; send that of the decision that was followed")));
+    }
+    Ok(EscalateQuery { continuation, tenant, observed: observed(seen.unwrap_or_default())? })
+}
+
+/// What a caller saw.
+pub(super) fn observed(seen: proto::Observed) -> Result<Observed, Box<Status>> {
+    let score = seen.score.map(Probability::new).transpose();
+    let score = score.map_err(|error| Box::new(invalid_field("observed.score", error.to_string())))?;
+    Ok(Observed {
+        score,
+        scorer: seen.scorer,
+        failure: failure(seen.failure)?,
+        tokens_used: seen.tokens_used,
+        cost_usd: seen.cost_usd,
+        time_left_ms: (seen.time_left_ms > 0).then_some(seen.time_left_ms),
+    })
+}
+
+/// The next step of a cascade on the wire.
+pub(super) fn next_step(next: NextStep) -> proto::EscalateResponse {
+    let step = match next {
+        NextStep::Decision(next) => proto::escalate_response::Step::Decision(decision(*next)),
+        NextStep::Stop(stop) => proto::escalate_response::Step::Stop(proto::Stop {
+            reason: stop_reason(stop.reason).into(),
+            text: stop.text,
+            reasons: stop.removed.into_iter().map(reason).collect(),
+            retry_after_ms: 0,
+        }),
+    };
+    proto::EscalateResponse { step: Some(step) }
+}
+
+fn stop_reason(reason: StopReason) -> proto::StopReason {
+    match reason {
+        StopReason::Accepted => proto::StopReason::Accepted,
+        StopReason::MaxHops => proto::StopReason::MaxHops,
+        StopReason::Budget => proto::StopReason::Budget,
+        StopReason::Deadline => proto::StopReason::Deadline,
+        StopReason::NothingStronger => proto::StopReason::NothingStronger,
+        StopReason::NothingLeft => proto::StopReason::NothingLeft,
+    }
 }
 
 /// A decision on the wire.
@@ -123,7 +212,9 @@ pub(super) fn decision(decision: Decision) -> proto::Decision {
         reasons: decision.reasons.into_iter().map(reason).collect(),
         policy: Some(policy_ref(&decision.policy)),
         classifier: Some(classifier_ref(&decision.classifier)),
-        continuation: String::new(),
+        continuation: decision.continuation,
+        cascade: decision.cascade.map(cascade),
+        fan_out: decision.fan_out.map(fan_out),
         experiment: decision.experiments.first().cloned().map(experiment),
         experiments: decision.experiments.into_iter().map(experiment).collect(),
         input: Some(input_report(decision.input)),
@@ -231,6 +322,24 @@ fn candidate(candidate: Candidate) -> proto::Candidate {
     }
 }
 
+fn fan_out(fan_out: FanOut) -> proto::FanOut {
+    let combine = match fan_out.combine {
+        Combine::First => proto::Combine::First,
+        Combine::BestOf => proto::Combine::BestOf,
+        Combine::Vote => proto::Combine::Vote,
+    };
+    proto::FanOut {
+        combine: combine.into(),
+        candidates: fan_out.candidates.into_iter().map(candidate).collect(),
+        estimated_cost_usd: fan_out.estimated_cost_usd,
+    }
+}
+
+fn cascade(cascade: Cascade) -> proto::Cascade {
+    let CascadeState { attempts, hops, tokens_used, cost_usd } = cascade.state;
+    proto::Cascade { first_decision_id: cascade.first_decision_id, attempts, hops, tokens_used, cost_usd }
+}
+
 fn fallback(fallback: Fallback) -> proto::Fallback {
     proto::Fallback { candidate: Some(candidate(fallback.candidate)), reason: Some(reason(fallback.reason)) }
 }
@@ -240,6 +349,8 @@ fn escalation(escalation: Escalation) -> proto::Escalation {
         next: Some(candidate(escalation.next)),
         score_threshold: escalation.score_threshold.value(),
         hops_left: escalation.hops_left,
+        probability: escalation.probability.map(|p| p.value()),
+        expected_cost_usd: escalation.expected_cost_usd,
     }
 }
 

@@ -47,7 +47,7 @@ impl Info for InfoService {
             tier_labels: Tier::ALL.iter().map(ToString::to_string).collect(),
             calibrations: calibrations.collect(),
             ready_at_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-            escalation_supported: false,
+            escalation_supported: true,
         }))
     }
 }

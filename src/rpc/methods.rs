@@ -42,7 +42,7 @@ const fn work(name: &'static str, right: Right, max_body: Option<usize>) -> Meth
     Method { name, for_whom: For::Right(right), is_work: true, is_open_ended: false, max_body }
 }
 
-const ROUTER: [(&str, Method); 6] = [
+const ROUTER: [(&str, Method); 7] = [
     ("Route", work("Route", Right::Route, Some(ONE_QUERY))),
     ("RouteBatch", work("RouteBatch", Right::Route, None)),
     ("RouteStream", Method { is_open_ended: true, ..work("RouteStream", Right::Route, None) }),
@@ -50,6 +50,7 @@ const ROUTER: [(&str, Method); 6] = [
     ("Escalate", work("Escalate", Right::Route, Some(ONE_QUERY))),
     // Not counted as work: under load it matters most to hear what fails.
     ("ReportOutcome", method("ReportOutcome", For::Right(Right::Report))),
+    ("ReportOutcomes", Method { is_open_ended: true, ..method("ReportOutcomes", For::Right(Right::Report)) }),
 ];
 const POLICY: [(&str, Method); 8] = [
     ("GetPolicy", method("GetPolicy", For::Right(Right::PolicyRead))),

@@ -167,8 +167,23 @@ impl RouterService for RouterApi {
         self.count("Classify", outcome.await)
     }
 
-    async fn escalate(&self, _: Request<proto::EscalateRequest>) -> Result<Response<proto::EscalateResponse>, Status> {
-        self.count("Escalate", Err(status::not_offered("Escalate")))
+    async fn escalate(
+        &self,
+        request: Request<proto::EscalateRequest>,
+    ) -> Result<Response<proto::EscalateResponse>, Status> {
+        let outcome = async {
+            let router = self.backend.router().map_err(|status| *status)?;
+            let (_, call, mut request) = request.into_parts();
+            request.tenant = front::tenant_of(&call, request.tenant, &self.backend).map_err(|status| *status)?;
+            let query = convert::escalate_request(request).map_err(|status| *status)?;
+            router.escalate(&query).map(convert::next_step).map_err(|error| {
+                let status = status::from_decide(error);
+                let (code, why) = (status.code(), status.message());
+                tracing::info!(?code, why, "not escalated");
+                status
+            })
+        };
+        self.count("Escalate", outcome.await)
     }
 
     async fn report_outcome(
@@ -176,6 +191,13 @@ impl RouterService for RouterApi {
         _: Request<proto::ReportOutcomeRequest>,
     ) -> Result<Response<proto::ReportOutcomeResponse>, Status> {
         self.count("ReportOutcome", Err(status::not_offered("ReportOutcome")))
+    }
+
+    async fn report_outcomes(
+        &self,
+        _: Request<Streaming<proto::ReportOutcomeRequest>>,
+    ) -> Result<Response<proto::ReportOutcomesResponse>, Status> {
+        self.count("ReportOutcomes", Err(status::not_offered("ReportOutcomes")))
     }
 }
 

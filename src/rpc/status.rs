@@ -6,6 +6,8 @@
 //! | unknown role | caller | INVALID_ARGUMENT | `BadRequest` |
 //! | unknown tenant, refused by the policy | caller | NOT_FOUND | `ResourceInfo` |
 //! | filters left no candidate | caller's requirements or the policy | FAILED_PRECONDITION | `PreconditionFailure`, one entry a removal |
+//! | a continuation that is forged, or another tenant's | caller | PERMISSION_DENIED | |
+//! | a continuation that has expired | caller | FAILED_PRECONDITION | `PreconditionFailure` |
 //! | policy older than allowed | the control plane | UNAVAILABLE | `RetryInfo` |
 //! | a policy change that cannot be made | caller, or the source | INVALID_ARGUMENT, FAILED_PRECONDITION, ABORTED, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE | `BadRequest` with the findings |
 //! | deadline passed | caller or load | DEADLINE_EXCEEDED | |
@@ -26,6 +28,7 @@ use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt
 use super::admission::Overloaded;
 use crate::access::Denied;
 use crate::batch::BatchError;
+use crate::cascade::ContinuationError;
 use crate::domain::InvalidQuery;
 use crate::policy::{EditError, NoCandidate, ScopeError, Severity};
 use crate::router::DecideError;
@@ -61,6 +64,7 @@ pub(super) fn from_decide(error: DecideError) -> Status {
             );
             retry(Code::Unavailable, &text, RETRY_AFTER_OUTAGE)
         }
+        DecideError::Continuation(error) => from_continuation(error),
         DecideError::NoCandidate(none) => from_no_candidate(&none),
         DecideError::DeadlineExceeded => Status::deadline_exceeded("the deadline had passed on arrival"),
         DecideError::Unclassified(BatchError::DeadlineTooNear) => {
@@ -71,6 +75,19 @@ pub(super) fn from_decide(error: DecideError) -> Status {
         }
         DecideError::Unclassified(BatchError::Failed | BatchError::Closed) => {
             retry(Code::Unavailable, "the classifier could not be consulted", RETRY_AFTER_START)
+        }
+    }
+}
+
+fn from_continuation(error: ContinuationError) -> Status {
+    match error {
+        ContinuationError::Missing => invalid_field("continuation", error.to_string()),
+        ContinuationError::Forged | ContinuationError::OtherTenant => Status::permission_denied(error.to_string()),
+        ContinuationError::Expired | ContinuationError::OtherVersion => {
+            let text = format!("{error}; route the query again");
+            let violation = PreconditionViolation::new("CONTINUATION", "continuation", text.clone());
+            let details = ErrorDetails::with_precondition_failure(vec![violation]);
+            Status::with_error_details(Code::FailedPrecondition, text, details)
         }
     }
 }

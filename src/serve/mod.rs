@@ -5,6 +5,7 @@
 //! goodbye, requests in flight finish within a bound, exit.
 
 mod admin;
+mod cascades;
 mod listener;
 mod policy;
 mod reload;
@@ -27,6 +28,7 @@ pub use tls::ServerTlsError;
 use crate::access::{AccessError, AccessStore};
 use crate::artifact::default_roots;
 use crate::batch::{BatchOptions, Engine};
+use crate::cascade::KeyError;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
 use crate::config::{Config, TransportConfig};
 use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions};
@@ -62,6 +64,9 @@ pub enum ServeError {
     /// The policy cannot be loaded.
     #[error("cannot load the policy")]
     Policy(#[from] RefreshError),
+    /// The keys of continuations cannot be used.
+    #[error("cannot sign continuations")]
+    ContinuationKeys(#[from] KeyError),
     /// The decision log cannot be started.
     #[error("cannot start the decision log")]
     DecisionLog(#[from] LogError),
@@ -203,7 +208,8 @@ impl Server {
             router_options(&config),
         )
         .map_err(ServeError::Thread)?
-        .with_log(Arc::clone(&log));
+        .with_log(Arc::clone(&log))
+        .with_cascades(cascades::start(&config, &tasks)?);
         router.warm_up().await?;
 
         if let Some(suited) = policies.source().poll_interval() {

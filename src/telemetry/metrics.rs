@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::TransportMetrics;
-use crate::domain::{Decision, ExperimentArm, PolicyRef};
+use crate::domain::{Decision, ExperimentArm, FailureKind, NextStep, PolicyRef};
 
 /// Every metric. Cheap to share behind an `Arc`; recording never blocks for long.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Metrics {
     experiment_arms: Family<ArmLabels, Counter>,
     shadows: Family<ShadowLabels, Counter>,
     logged: Family<LogLabels, Counter>,
+    escalations: Family<EscalationLabels, Counter>,
+    stability: Family<SignalLabels, Gauge<f64, AtomicU64>>,
     transport: TransportMetrics,
 }
 
@@ -77,6 +79,17 @@ struct ShadowLabels {
     experiment: String,
     arm: String,
     result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct EscalationLabels {
+    cause: &'static str,
+    step: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct SignalLabels {
+    signal: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -207,6 +220,8 @@ impl Metrics {
             experiment_arms: Family::default(),
             shadows: Family::default(),
             logged: Family::default(),
+            escalations: Family::default(),
+            stability: Family::default(),
             transport: TransportMetrics::default(),
         };
         metrics.register();
@@ -257,7 +272,17 @@ impl Metrics {
             "Shadow decisions by whether they select the served model",
             self.shadows.clone(),
         );
-        r.register("decision_log_lines", "Decisions by what became of them in the decision log", self.logged.clone());
+        r.register("decision_log_lines", "Lines of the decision log by what became of them", self.logged.clone());
+        r.register(
+            "escalations",
+            "Steps of cascades by what caused them and what came of it",
+            self.escalations.clone(),
+        );
+        r.register(
+            "signal_stability_index",
+            "Population stability index of the last 2,000 classifications against the first since the start, by signal",
+            self.stability.clone(),
+        );
         r.register("policy_rejected", "Policy documents refused, by the first error", self.policy_rejected.clone());
         r.register(
             "policy_fetch_failed",
@@ -330,7 +355,25 @@ impl Metrics {
         self.shadows.get_or_create(&labels).inc();
     }
 
-    /// Counts what became of `n` decisions in the log.
+    /// Sets how far each signal is from what it was.
+    pub fn set_stability(&self, stability: &[(&'static str, f64)]) {
+        for (signal, index) in stability {
+            self.stability.get_or_create(&SignalLabels { signal }).set(*index);
+        }
+    }
+
+    /// Counts a step of a cascade: what was called in place or after, or why it stopped.
+    pub fn record_escalation(&self, failure: Option<FailureKind>, next: &NextStep) {
+        let step = match next {
+            NextStep::Decision(_) if failure.is_some_and(FailureKind::is_unavailability) => "fallback",
+            NextStep::Decision(_) => "stronger",
+            NextStep::Stop(stop) => stop.reason.as_str(),
+        };
+        let labels = EscalationLabels { cause: failure.map_or("score", FailureKind::as_str), step };
+        self.escalations.get_or_create(&labels).inc();
+    }
+
+    /// Counts what became of `n` lines in the log.
     pub fn record_logged(&self, fate: LogFate, n: u64) {
         if n > 0 {
             self.logged.get_or_create(&LogLabels { fate }).inc_by(n);

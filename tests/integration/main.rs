@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod cascade;
 mod commands;
 mod control_plane;
 mod control_plane_changes;

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Subcommand, ValueEnum};
 
+pub(super) use simulate::{log_files, read_log};
+
 use crate::policy::{DEFAULT_DOCUMENT, Policy, PolicyOptions, render_findings};
 
 #[derive(Debug, clap::Args)]
@@ -99,7 +101,7 @@ impl PolicyArgs {
     }
 }
 
-fn load(path: &Path, environment: Option<&str>) -> anyhow::Result<Arc<Policy>> {
+pub(super) fn load(path: &Path, environment: Option<&str>) -> anyhow::Result<Arc<Policy>> {
     compile(&read(path)?, &path.display().to_string(), environment)
 }
 

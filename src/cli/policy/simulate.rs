@@ -34,7 +34,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let log = read(&args.log)?;
+    let log = read_log(&args.log)?;
     let environment = match &args.environment {
         Some(environment) => Some(environment.clone()),
         None => logged_environment(&log)?,
@@ -54,21 +54,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(paths: &[PathBuf]) -> anyhow::Result<Lines> {
+/// The lines of decision logs, of files and folders.
+pub(in crate::cli) fn read_log(paths: &[PathBuf]) -> anyhow::Result<Lines> {
     let mut log = Lines::default();
-    for path in paths.iter().map(|path| files(path)).collect::<anyhow::Result<Vec<_>>>()?.concat() {
+    for path in paths.iter().map(|path| log_files(path)).collect::<anyhow::Result<Vec<_>>>()?.concat() {
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         // A line that was cut off in the middle of a character is malformed and no reason to stop.
         let text = String::from_utf8_lossy(&bytes);
-        let Lines { records, contexts, malformed } = read_lines(text.lines());
+        let Lines { records, escalations, contexts, malformed } = read_lines(text.lines());
         log.records.extend(records);
+        log.escalations.extend(escalations);
         log.contexts.extend(contexts);
         log.malformed += malformed;
     }
     Ok(log)
 }
 
-fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// The files of a log in the order they were written: itself, or those of a folder.
+pub(in crate::cli) fn log_files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

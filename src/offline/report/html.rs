@@ -94,7 +94,7 @@ fn section(section: &Section, evaluation: &Evaluation) -> Result<String, ReportE
     let matrix = match section.kind {
         Kind::Intent => evaluation.intent.as_ref().map(|intent| &intent.confusion),
         Kind::Tier => evaluation.tier.as_ref().map(|tier| &tier.confusion),
-        Kind::Rows | Kind::Difficulty | Kind::Routing | Kind::Comparison => None,
+        Kind::Rows | Kind::Difficulty | Kind::Routing | Kind::Cascade(_) | Kind::Comparison => None,
     };
     for shown in section.tables.iter().filter(|table| !table.rows.is_empty()) {
         // Only a matrix has no name above its first column.
@@ -106,7 +106,7 @@ fn section(section: &Section, evaluation: &Evaluation) -> Result<String, ReportE
     let (by_tokens, worst) = match section.kind {
         Kind::Intent => evaluation.intent.as_ref().map(|intent| (&intent.by_tokens, &intent.worst)),
         Kind::Tier => evaluation.tier.as_ref().map(|tier| (&tier.by_tokens, &tier.worst)),
-        Kind::Rows | Kind::Difficulty | Kind::Routing | Kind::Comparison => None,
+        Kind::Rows | Kind::Difficulty | Kind::Routing | Kind::Cascade(_) | Kind::Comparison => None,
     }
     .unzip();
     out.push_str(&by_tokens.map_or_else(|| Ok(String::new()), |buckets| honesty_by_length(section.title, buckets))?);
@@ -172,6 +172,13 @@ fn figures(kind: Kind, evaluation: &Evaluation) -> Result<String, ReportError> {
             let (svg, legend) = plot::cost_quality(routing)?;
             let caption = "Cost and quality: mean quality of the answers over the share of strong calls.";
             Ok(plot_figure("Cost-quality curve", &svg, caption, &legend))
+        }
+        Kind::Cascade(index) => {
+            let Some(cascade) = evaluation.cascades.get(index) else { return Ok(String::new()) };
+            let (svg, legend) = plot::cascade(cascade)?;
+            let caption = "Cost and quality: mean quality of the answers over their mean cost, in answers of the strong \
+                           model. The large dots have no setting.";
+            Ok(plot_figure("Cost-quality curve of cascades", &svg, caption, &legend))
         }
     }
 }

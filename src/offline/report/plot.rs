@@ -7,7 +7,7 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::ReportError;
-use crate::offline::evaluate::RoutingSection;
+use crate::offline::evaluate::{CascadeSection, CostFigures, RoutingSection};
 use crate::offline::metrics::ReliabilityBin;
 
 /// A line or a dot of a plot and what the legend calls it.
@@ -36,6 +36,21 @@ pub(super) const PALETTE: [RGBColor; 8] = [
     CONTRAST,
     RGBColor(150, 110, 20),
     RGBColor(20, 140, 60),
+    RGBColor(180, 30, 70),
+];
+
+/// The lines of the cascades' plot: direct routing, oracle, cascades from the worst scorer to the best, two more, dots.
+const WIDE_PALETTE: [RGBColor; 11] = [
+    TESTED,
+    RGBColor(20, 140, 60),
+    RGBColor(240, 190, 150),
+    RGBColor(230, 140, 80),
+    CONTRAST,
+    RGBColor(120, 50, 10),
+    RGBColor(150, 40, 140),
+    RGBColor(20, 130, 140),
+    NEUTRAL,
+    RGBColor(90, 130, 170),
     RGBColor(180, 30, 70),
 ];
 
@@ -79,6 +94,42 @@ pub(super) fn cost_quality(section: &RoutingSection) -> Result<(String, Vec<Seri
     let legend =
         lines.iter().map(|(figures, colour)| Series { name: figures.name.clone(), colour: **colour }).collect();
     Ok((svg, legend))
+}
+
+/// Quality over cost for cascades, routing and what needs no setting, with what the legend needs.
+pub(super) fn cascade(section: &CascadeSection) -> Result<(String, Vec<Series>), ReportError> {
+    let named = |method: &CostFigures| {
+        method.auc.map_or_else(|| method.name.clone(), |auc| format!("{}, scorer of AUC {auc:.2}", method.name))
+    };
+    let point = |cost, quality| vec![(cost, quality)];
+    let mut lines: Vec<(String, Vec<(f64, f64)>)> = section
+        .methods
+        .iter()
+        .map(|method| (named(method), method.curve.iter().map(|point| (point.cost, point.quality)).collect()))
+        .collect();
+    lines.push(("always weak".to_owned(), point(1.0 / section.price_ratio, section.weak_quality)));
+    lines.push(("always strong".to_owned(), point(1.0, section.strong_quality)));
+    let service = section.service.iter().map(|figures| (figures.point.cost, figures.point.quality));
+    lines.push(("as the service decides, by AUC".to_owned(), service.collect()));
+    let (first, service) = (section.methods.len(), lines.len() - 1);
+    let all = || lines.iter().flat_map(|(_, points)| points.iter());
+    let (low, high) =
+        all().fold((1.0_f64, 0.0_f64), |(low, high), (_, quality)| (low.min(*quality), high.max(*quality)));
+    let dearest = all().fold(1.0_f64, |dearest, (cost, _)| dearest.max(*cost));
+    let margin = ((high - low) * 0.08).max(0.01);
+    let area = (0.0..dearest * 1.02, (low - margin).max(0.0)..(high + margin).min(1.0 + margin));
+    let svg = draw("cost-quality curve of cascades", SIZE, area, ("mean cost", "mean quality"), |chart| {
+        for (index, ((_, points), colour)) in lines.iter().zip(WIDE_PALETTE.iter().cycle()).enumerate() {
+            let radius = if index >= first { 6 } else { 2 };
+            chart.draw_series(points.iter().map(|point| Circle::new(*point, radius, colour.filled())))?;
+            if index != service {
+                chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+            }
+        }
+        Ok(())
+    })?;
+    let legend = lines.into_iter().zip(WIDE_PALETTE.iter().cycle());
+    Ok((svg, legend.map(|((name, _), colour)| Series { name, colour: *colour }).collect()))
 }
 
 /// Accuracy over confidence: bars where rows are, a dot at each bin's mean confidence, the diagonal for comparison.

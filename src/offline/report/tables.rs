@@ -2,8 +2,8 @@
 
 use crate::domain::Tier;
 use crate::offline::evaluate::{
-    Comparison, Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection, Mistake,
-    PairChoice, RiskRow, RouterFigures, RouterScore, RoutingGroup, RoutingSection, TierFigures, TierSection,
+    CascadeSection, Comparison, Counts, DifficultyFigures, DifficultySection, Evaluation, IntentFigures, IntentSection,
+    Mistake, PairChoice, RiskRow, RouterFigures, RouterScore, RoutingGroup, RoutingSection, TierFigures, TierSection,
     TokenBucket,
 };
 use crate::offline::metrics::{ClassScores, Confusion, Estimate};
@@ -26,6 +26,8 @@ pub(super) enum Kind {
     Tier,
     Difficulty,
     Routing,
+    /// By its place among the cascades.
+    Cascade(usize),
     Comparison,
 }
 
@@ -47,6 +49,7 @@ pub(super) fn sections(evaluation: &Evaluation) -> Vec<Section> {
     sections.extend(evaluation.tier.as_ref().map(tier));
     sections.extend(evaluation.difficulty.as_ref().map(difficulty));
     sections.extend(evaluation.routing.as_ref().map(routing));
+    sections.extend(evaluation.cascades.iter().enumerate().map(|(index, section)| cascade(index, section)));
     sections.extend(evaluation.comparison.as_ref().map(comparison));
     sections
 }
@@ -324,6 +327,59 @@ fn routing(section: &RoutingSection) -> Section {
             Table::new("Routing by source", &header, section.by_source.iter().map(group).collect()),
             Table::new("Routing by task", &header, section.by_task.iter().map(group).collect()),
             Table::new("Routing by length", &header, section.by_length.iter().map(group).collect()),
+        ],
+    }
+}
+
+fn cascade(index: usize, section: &CascadeSection) -> Section {
+    let times = |estimate: Option<Estimate>| {
+        let Some(Estimate { value, low, high }) = estimate else { return "not reached".to_owned() };
+        format!("{value:.2} [{low:.2}, {high:.2}]")
+    };
+    let auc = |auc: Option<f64>| auc.map_or_else(|| UNDEFINED.to_owned(), |auc| format!("{auc:.2}"));
+    let methods = section.methods.iter().map(|method| {
+        vec![method.name.clone(), auc(method.auc), times(method.cheaper_at_parity), times(method.cheaper_at_95)]
+    });
+    let service = section.service.iter().map(|figures| {
+        vec![
+            format!("{:.2}", figures.auc),
+            estimate(figures.quality_gained),
+            times(figures.cheaper),
+            percent(figures.strong_at_once),
+            percent(figures.escalated),
+        ]
+    });
+    let [weak, strong] = section.abilities;
+    Section {
+        kind: Kind::Cascade(index),
+        title: "Cascade",
+        notes: vec![
+            format!(
+                "From {} (ability {weak:.2}, quality {}) to {} (ability {strong:.2}, quality {}) on {} rows. One answer of \
+                 the strong model costs as much as {} of the weak one; a score costs as much as {} of them.",
+                section.pair.weak,
+                figure(section.weak_quality),
+                section.pair.strong,
+                figure(section.strong_quality),
+                section.n,
+                section.price_ratio,
+                section.scorer_cost,
+            ),
+            "The scorer is simulated: AUC is how probably it ranks a right answer above a wrong one. Settings of the \
+             methods are chosen in hindsight on the same rows; the service's are not."
+                .to_owned(),
+        ],
+        tables: vec![
+            Table::new(
+                "How many times cheaper than the strong model alone",
+                &["method", "scorer's AUC", "at equal quality", "at 95 % of the gap"],
+                methods.collect(),
+            ),
+            Table::new(
+                "As the service decides (threshold at parity, strong at once where cheap first is a false economy)",
+                &["scorer's AUC", "quality gained over strong", "times cheaper", "strong at once", "escalated"],
+                service.collect(),
+            ),
         ],
     }
 }
