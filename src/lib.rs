@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` tells how the modules fit together. Each uses only modules below it in a one-way order, which
 //! `tests/integration/tidy.rs` holds.
 
+pub mod access;
 pub mod artifact;
 pub mod batch;
 pub mod cascade;

@@ -78,8 +78,25 @@ pub struct ClassifierManifest {
     /// Language models on the scale of the difficulty head, by canonical name. Older classifiers have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub abilities: BTreeMap<String, ModelAbility>,
+    /// What it said of a few texts when it was made. Older classifiers have none; `pointsman seal` adds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trial: Vec<TrialAnswer>,
     /// `heads.safetensors`, and `encoder-changes.safetensors` where the encoder was tuned.
     pub files: BTreeMap<String, FileEntry>,
+}
+
+/// What a classifier said of a text when it was made.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrialAnswer {
+    /// The text.
+    pub text: String,
+    /// The most probable intent.
+    pub intent: String,
+    /// Its probability.
+    pub probability: f64,
+    /// The difficulty.
+    pub difficulty: f64,
 }
 
 /// The encoder that a classifier was trained on.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 pub use manifest::{
     CalibrationBin, CalibrationFigures, ClassifierManifest, EncoderManifest, FileEntry, GroupCalibration, ModelAbility,
+    TrialAnswer,
 };
 
 /// File name of the manifest in every model directory.

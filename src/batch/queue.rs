@@ -2,7 +2,7 @@
 
 use std::collections::BinaryHeap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -31,6 +31,9 @@ pub(super) struct Taken {
     pub(super) n_cancelled: usize,
 }
 
+/// Word pieces that wait, by priority, the lowest first.
+type TokensByPriority = [usize; 3];
+
 #[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -41,7 +44,7 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     heap: BinaryHeap<Waiting>,
-    tokens: usize,
+    tokens: TokensByPriority,
     sequence: u64,
     closed: bool,
 }
@@ -52,9 +55,17 @@ struct Waiting {
     sequence: u64,
 }
 
+/// How long the caller of a full queue should wait; the queue's own estimate comes first wherever it can tell.
+const FULL_RETRY_AFTER: Duration = Duration::from_millis(100);
+
 // === impl Entry ===
 
 impl Entry {
+    /// Whether nobody would read an answer given at `now`.
+    pub(super) fn is_waste(&self, now: Instant) -> bool {
+        self.reply.is_closed() || self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
     /// Answers the caller, if it is still there.
     pub(super) fn answer(self, answer: Result<Classified, BatchError>) {
         // An error here means that the caller went away, which is its right.
@@ -75,9 +86,9 @@ impl Queue {
             return Err(BatchError::Closed);
         }
         if state.heap.len() >= self.capacity {
-            return Err(BatchError::Full);
+            return Err(BatchError::Overloaded { retry_after: FULL_RETRY_AFTER });
         }
-        state.tokens += entry.input.n_tokens();
+        state.tokens[entry.priority as usize] += entry.input.n_tokens();
         state.sequence += 1;
         let sequence = state.sequence;
         state.heap.push(Waiting { entry, sequence });
@@ -105,7 +116,7 @@ impl Queue {
                 break;
             }
             let Some(Waiting { entry, .. }) = state.heap.pop() else { break };
-            state.tokens -= n;
+            state.tokens[entry.priority as usize] -= n;
             if gone {
                 taken.n_cancelled += 1;
             } else if expired {
@@ -124,14 +135,15 @@ impl Queue {
         self.arrived.notify_all();
     }
 
-    pub(super) fn tokens_waiting(&self) -> usize {
-        self.lock().tokens
+    /// Word pieces of entries that a new one of `priority` would have to wait for.
+    pub(super) fn tokens_ahead(&self, priority: Priority) -> usize {
+        self.lock().tokens.iter().skip(priority as usize).sum()
     }
 
     /// Entries and tokens that wait.
     pub(super) fn depth(&self) -> (usize, usize) {
         let state = self.lock();
-        (state.heap.len(), state.tokens)
+        (state.heap.len(), state.tokens.iter().sum())
     }
 
     /// The state is valid between any two statements, so a poisoned lock is as good as any.
@@ -171,8 +183,6 @@ impl Eq for Waiting {}
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     type Answer = oneshot::Receiver<Result<Classified, BatchError>>;
@@ -198,6 +208,8 @@ mod tests {
         let _d = push(&queue, 40, Priority::High, None);
         let _e = push(&queue, 11, Priority::Normal, None);
         assert_eq!(queue.depth(), (5, 111));
+        let ahead = [Priority::High, Priority::Normal, Priority::Low].map(|priority| queue.tokens_ahead(priority));
+        assert_eq!(ahead, [40, 91, 111]);
         assert_eq!(lengths(&queue.take(80).unwrap()), [40, 30, 10], "11 more would be over 80");
         assert_eq!(lengths(&queue.take(5).unwrap()), [11], "a pass has at least one entry");
         assert_eq!(lengths(&queue.take(80).unwrap()), [20]);
@@ -229,7 +241,7 @@ mod tests {
             };
             queue.push(entry).unwrap_err()
         };
-        assert_eq!(refused(&queue), BatchError::Full);
+        assert_eq!(refused(&queue), BatchError::Overloaded { retry_after: FULL_RETRY_AFTER });
         queue.close();
         assert_eq!(refused(&queue), BatchError::Closed);
         assert_eq!(lengths(&queue.take(100).unwrap()), [1], "what waited is still served");

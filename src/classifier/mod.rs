@@ -3,6 +3,8 @@
 //! Two steps, because they run in different places: [`Classifier::tokenize`] on the thread that took the request, and
 //! [`Classifier::classify`] for whole batches on the threads that own the encoder.
 
+mod trial;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use crate::domain::{Classification, ClassifierRef, Structure, TierControl};
 use crate::encoder::{CHANGES, Encoder, EncoderError, EncoderOptions, Isa, Precision, TextTokenizer, Tokens};
 use crate::heads::{HeadOutput, HeadWeights, Heads, HeadsError};
 use crate::text::{Prepared, Task, features, ngrams};
+
+pub use trial::TRIAL;
 
 /// Weights file of a classifier directory.
 pub const HEADS: &str = "heads.safetensors";
@@ -81,6 +85,16 @@ pub enum LoadError {
         /// The hash in the classifier's manifest.
         expected: String,
     },
+    /// It answers otherwise than when it was made: label order, heads, encoder or kernels are not those of then.
+    #[error("trial text {text} is {said}, which is not what it answered when it was made: {kept}")]
+    OtherAnswer {
+        /// Which of the manifest's trial texts, from 0.
+        text: usize,
+        /// What it says.
+        said: String,
+        /// What it said then.
+        kept: String,
+    },
     /// The heads read other text features than this build makes.
     #[error("the classifier reads features {expected:?}, this build makes {:?}", features::LAYOUT)]
     WrongFeatures {
@@ -129,7 +143,9 @@ impl Classifier {
             version: Arc::from(artifact.manifest.version.as_str()),
             sha256: Arc::from(artifact.manifest_sha256.as_str()),
         };
-        Ok(Self { encoder, heads, manifest: artifact.manifest, reference, dir: artifact.dir })
+        let classifier = Self { encoder, heads, manifest: artifact.manifest, reference, dir: artifact.dir };
+        classifier.check_trial()?;
+        Ok(classifier)
     }
 
     /// Which classifier this is.

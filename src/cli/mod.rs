@@ -9,6 +9,7 @@ mod policy;
 mod robustness;
 mod route;
 mod score;
+mod seal;
 mod serve;
 mod train;
 
@@ -24,6 +25,7 @@ use crate::config::ConfigError;
 use crate::encoder::{Isa, Precision, available_threads, open_device};
 use crate::offline::score::{self as scoring, ScoreOptions};
 use crate::offline::scored::ScoredRow;
+use crate::serve::ServeError;
 
 /// Decides which language model should answer a query.
 #[derive(Debug, Parser)]
@@ -57,12 +59,16 @@ enum Command {
     Train(Box<train::Args>),
     /// Convert an encoder in Hugging Face layout into a model directory.
     Import(import::Args),
+    /// Keep what a classifier says of a few texts in its manifest, to be checked at every load.
+    Seal(seal::Args),
     /// Put load on a running service and report latencies.
     Loadgen(Box<loadgen::Args>),
 }
 
 /// Exit code for a command line or configuration that cannot be used (`EX_USAGE`).
 pub const EX_USAGE: u8 = 64;
+/// Exit code for a model, policy, certificate or access file that cannot be used (`EX_CONFIG`).
+pub const EX_CONFIG: u8 = 78;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -78,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Robustness(args) => robustness::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Seal(args) => seal::run(&args),
         Command::Loadgen(args) => loadgen::run(*args),
     };
     match result {
@@ -85,7 +92,12 @@ pub fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             let usage = error.chain().any(|cause| cause.is::<ConfigError>());
-            if usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
+            let unusable = error.downcast_ref().is_some_and(ServeError::is_configuration);
+            match (usage, unusable) {
+                (true, _) => ExitCode::from(EX_USAGE),
+                (_, true) => ExitCode::from(EX_CONFIG),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

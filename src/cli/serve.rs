@@ -35,7 +35,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let format = if config.log_format == "json" { LogFormat::Json } else { LogFormat::Text };
     init_logs(format, &config.log_filter)?;
-    super::runtime(config.threads)?.block_on(serve(config))
+    log_panics();
+    let runtime = super::runtime(config.threads)?;
+    let code = runtime.block_on(serve(config));
+    // Whatever still runs is not worth waiting for: a drain has given it its time.
+    runtime.shutdown_background();
+    code
+}
+
+/// Says where a panic was and not what it says: that may quote a caller's text.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        tracing::error!(place, thread = thread.name().unwrap_or_default(), "panicked");
+    }));
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {

@@ -9,7 +9,8 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::artifact::default_roots;
-use crate::encoder::{Tuning, available_threads, open_device};
+use crate::classifier::{Classifier, LoadOptions};
+use crate::encoder::{Precision, Tuning, available_threads, open_device};
 use crate::offline::train::{Recipe, TrainOptions, TrainReport, train};
 
 #[derive(Debug, clap::Args)]
@@ -113,6 +114,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
+    // What it says now is what every later load compares with.
+    super::seal::seal(&Classifier::load(&LoadOptions {
+        name: args.out.display().to_string(),
+        roots: options.roots.clone(),
+        max_tokens: None,
+        device: options.device.clone(),
+        precision: Precision::Auto,
+        isa: None,
+        threads: available_threads(),
+    })?)?;
     super::print_line(&render(&report));
     super::print_line(&format!("wrote {}", args.out.display()));
     Ok(ExitCode::SUCCESS)

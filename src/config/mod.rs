@@ -5,6 +5,7 @@
 
 mod policy;
 mod raw;
+mod transport;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use policy::{PolicyConfig, PolicyPlace, WhenStale};
 pub use raw::{PositiveDuration, RawConfig};
+pub use transport::{TlsConfig, TransportConfig};
 
 /// Everything `serve` needs, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +46,8 @@ pub struct Config {
     pub max_in_flight: usize,
     /// Queries that may wait for a forward pass.
     pub queue_entries: usize,
+    /// Longest wait for a forward pass that a query is taken in for.
+    pub max_wait: Duration,
     /// Most word pieces of one forward pass.
     pub tokens_per_pass: usize,
     /// Decisions kept in memory; 0: none.
@@ -68,8 +72,10 @@ pub struct Config {
     pub continuation_keys_file: Option<PathBuf>,
     /// How long a cascade can be continued after its last step.
     pub continuation_ttl: Duration,
-    /// How long requests may finish after a stop signal.
-    pub drain_timeout: Duration,
+    /// Connections, their protection, and how they end.
+    pub transport: TransportConfig,
+    /// How often it is looked whether there is another model.
+    pub model_poll_interval: Duration,
     /// How log lines look.
     pub log_format: String,
     /// Which log lines are written.
@@ -131,8 +137,10 @@ const DEFAULT_STATE_TIMEOUT: Duration = Duration::from_millis(5);
 const DEFAULT_STATE_REPLICAS: u32 = 2;
 /// Longer than any answer takes, short enough that a policy or a key is not remembered for long.
 const DEFAULT_CONTINUATION_TTL: Duration = Duration::from_secs(15 * 60);
-/// Kubernetes kills after 30 s by default; leave it some.
-const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// About what two full passes and their neighbours take on two cores; who waits longer is better off elsewhere.
+const DEFAULT_MAX_WAIT: Duration = Duration::from_millis(250);
+/// A look is one small read; loading is a matter of seconds anyway.
+const DEFAULT_MODEL_POLL: Duration = Duration::from_secs(5);
 
 // === impl Config ===
 
@@ -144,6 +152,7 @@ impl Config {
     pub fn from_raw(flags: RawConfig, file: RawConfig) -> Result<Self, ConfigError> {
         let raw = flags.over(file);
         let listen = address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?;
+        let transport = TransportConfig::from_raw(&raw)?;
         let config = Self {
             listen,
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
@@ -159,6 +168,7 @@ impl Config {
             decision_cache_entries: raw.decision_cache_entries.unwrap_or(DEFAULT_CACHE_ENTRIES),
             max_in_flight: raw.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
             queue_entries: raw.queue_entries.unwrap_or(DEFAULT_QUEUE_ENTRIES),
+            max_wait: raw.max_wait.map_or(DEFAULT_MAX_WAIT, |value| value.0),
             tokens_per_pass: raw.tokens_per_pass.unwrap_or(DEFAULT_TOKENS_PER_PASS),
             decision_log_recent: raw.decision_log_recent.unwrap_or(DEFAULT_LOG_RECENT),
             decision_log: raw.decision_log,
@@ -171,7 +181,8 @@ impl Config {
             state_replicas: raw.state_replicas.unwrap_or(DEFAULT_STATE_REPLICAS),
             continuation_keys_file: raw.continuation_keys_file,
             continuation_ttl: raw.continuation_ttl.map_or(DEFAULT_CONTINUATION_TTL, |value| value.0),
-            drain_timeout: raw.drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |value| value.0),
+            transport,
+            model_poll_interval: raw.model_poll_interval.map_or(DEFAULT_MODEL_POLL, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),
             log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),
         };

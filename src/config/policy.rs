@@ -101,8 +101,8 @@ impl PolicyConfig {
             history: raw.policy_history.unwrap_or(DEFAULT_HISTORY),
             max_staleness: raw.policy_max_staleness.map(|value| value.0),
             when_stale: raw.policy_when_stale.unwrap_or_default(),
-            // Until callers can be told apart, only those on this machine may change the policy unasked.
-            changes: raw.policy_changes.unwrap_or_else(|| listen.ip().is_loopback()),
+            // Where callers cannot be told apart, only those on this machine may change the policy unasked.
+            changes: raw.policy_changes.unwrap_or_else(|| listen.ip().is_loopback() || raw.access_file.is_some()),
         };
         config.check()?;
         Ok(config)

@@ -87,6 +87,9 @@ pub struct RawConfig {
     /// Queries that may wait for a forward pass [default: 512].
     #[arg(long, env = "POINTSMAN_QUEUE_ENTRIES", value_name = "N")]
     pub queue_entries: Option<usize>,
+    /// Longest wait for the classifier that a query is taken in for, with unit; more are refused [default: 250ms].
+    #[arg(long, env = "POINTSMAN_MAX_WAIT", value_name = "DURATION")]
+    pub max_wait: Option<PositiveDuration>,
     /// Most word pieces of one forward pass [default: 512].
     #[arg(long, env = "POINTSMAN_TOKENS_PER_PASS", value_name = "N")]
     pub tokens_per_pass: Option<usize>,
@@ -128,6 +131,30 @@ pub struct RawConfig {
     /// How long requests may finish after a stop signal, with unit [default: 20s].
     #[arg(long, env = "POINTSMAN_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<PositiveDuration>,
+    /// How long new requests are still taken after a stop signal, with unit [default: not at all].
+    #[arg(long, env = "POINTSMAN_DRAIN_DELAY", value_name = "DURATION")]
+    pub drain_delay: Option<PositiveDuration>,
+    /// Open connections; more are closed at once [default: 4096].
+    #[arg(long, env = "POINTSMAN_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
+    /// Age at which a client is asked to connect anew, so that load spreads over replicas, with unit [default: 5m].
+    #[arg(long, env = "POINTSMAN_MAX_CONNECTION_AGE", value_name = "DURATION")]
+    pub max_connection_age: Option<PositiveDuration>,
+    /// PEM file of the server's certificate chain; replaced files are read again [default: no TLS].
+    #[arg(long, env = "POINTSMAN_TLS_CERT_FILE", value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// PEM file of that certificate's key.
+    #[arg(long, env = "POINTSMAN_TLS_KEY_FILE", value_name = "FILE")]
+    pub tls_key_file: Option<PathBuf>,
+    /// PEM file of authorities; clients must show a certificate of one of them [default: none is asked for].
+    #[arg(long, env = "POINTSMAN_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    pub tls_client_ca_file: Option<PathBuf>,
+    /// Who may call what: callers with tokens, certificates, rights and tenants (TOML) [default: everybody everything].
+    #[arg(long, env = "POINTSMAN_ACCESS_FILE", value_name = "FILE")]
+    pub access_file: Option<PathBuf>,
+    /// How often it is looked whether the model directory has another manifest, with unit [default: 5s].
+    #[arg(long, env = "POINTSMAN_MODEL_POLL_INTERVAL", value_name = "DURATION")]
+    pub model_poll_interval: Option<PositiveDuration>,
     /// How log lines look: text or json [default: text].
     #[arg(long, env = "POINTSMAN_LOG_FORMAT")]
     pub log_format: Option<String>,
@@ -183,6 +210,15 @@ impl RawConfig {
             continuation_keys_file: self.continuation_keys_file.or(lower.continuation_keys_file),
             continuation_ttl: self.continuation_ttl.or(lower.continuation_ttl),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
+            max_wait: self.max_wait.or(lower.max_wait),
+            drain_delay: self.drain_delay.or(lower.drain_delay),
+            max_connections: self.max_connections.or(lower.max_connections),
+            max_connection_age: self.max_connection_age.or(lower.max_connection_age),
+            tls_cert_file: self.tls_cert_file.or(lower.tls_cert_file),
+            tls_key_file: self.tls_key_file.or(lower.tls_key_file),
+            tls_client_ca_file: self.tls_client_ca_file.or(lower.tls_client_ca_file),
+            access_file: self.access_file.or(lower.access_file),
+            model_poll_interval: self.model_poll_interval.or(lower.model_poll_interval),
             log_format: self.log_format.or(lower.log_format),
             log_filter: self.log_filter.or(lower.log_filter),
         }

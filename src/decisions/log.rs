@@ -118,7 +118,7 @@ impl DecisionLog {
         self.keep_text
     }
 
-    /// What decisions of `policy` have in common; made once a policy.
+    /// What decisions of `policy` and `classifier` have in common; made once for both.
     pub fn context(
         &self,
         policy: &Policy,
@@ -126,7 +126,10 @@ impl DecisionLog {
         intents: &Arc<[Arc<str>]>,
         tier_control: &TierControl,
     ) -> Arc<Context> {
-        if let Some(context) = self.context.load_full().filter(|context| context.policy_sha256 == *policy.sha256()) {
+        let known = self.context.load_full().filter(|context| {
+            context.policy_sha256 == *policy.sha256() && context.classifier_sha256 == classifier.sha256
+        });
+        if let Some(context) = known {
             return context;
         }
         let context = Arc::new(Context::new(policy, classifier, intents, tier_control));

@@ -154,7 +154,8 @@ impl Router {
         now_ms: u64,
     ) -> Decision {
         continuation.decision = id;
-        let classifier = self.classifier.reference();
+        let in_use = self.classifier();
+        let classifier = in_use.reference();
         if continuation.classifier != Continuation::head(&classifier.sha256) {
             let text = "the classifier has changed since the first decision, whose signals are used";
             reasons.insert(0, Reason::new(ReasonCode::ClassifierChanged, text));
@@ -186,7 +187,7 @@ impl Router {
             confidence: Confidence {
                 value: continuation.confidence,
                 of: continuation.confidence_of,
-                calibrator: Arc::from(if calibrated { self.classifier.tier_calibrator() } else { "" }),
+                calibrator: Arc::from(if calibrated { in_use.tier_calibrator() } else { "" }),
             },
             source: continuation.source,
             reasons,
@@ -215,7 +216,7 @@ impl Router {
     /// Puts a step into the log.
     fn keep_step(&self, before: &Continuation, observed: &Observed, scope: &Scope, next: &NextStep, now_ms: u64) {
         let Some(log) = &self.log else { return };
-        let classifier = &self.classifier;
+        let classifier = &self.classifier();
         let context =
             log.context(scope.policy(), classifier.reference(), classifier.intent_labels(), classifier.tier_control());
         let model = before.tried.last().and_then(|last| scope.policy().model_name(last.model));

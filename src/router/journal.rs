@@ -3,6 +3,7 @@
 use sha2::{Digest as _, Sha256};
 
 use super::{Router, estimate_tokens};
+use crate::classifier::Classifier;
 use crate::decisions::{DecisionLog, DecisionRecord, InputRecord, Outcome, ShadowRecord};
 use crate::domain::{Classification, Query};
 use crate::policy::{Assignment, Circumstances, NoCandidate, Resolution, Scope, Signals};
@@ -12,6 +13,7 @@ use crate::text::Prepared;
 /// What of a request goes into its record.
 pub(super) struct Logged<'a> {
     pub(super) query: &'a Query,
+    pub(super) classifier: &'a Classifier,
     pub(super) prepared: &'a Prepared,
     pub(super) scope: &'a Scope,
     pub(super) assignment: &'a Assignment<'a>,
@@ -51,49 +53,47 @@ impl Router {
         });
         shadows.collect()
     }
+}
 
-    /// Puts a decision into the log.
-    pub(super) fn keep(
-        &self,
-        log: &DecisionLog,
-        request: Logged<'_>,
-        outcome: Outcome,
-        classification: Option<&Classification>,
-        degraded: bool,
-        decision_id: String,
-    ) {
-        let Logged { query, prepared, scope, assignment, matches, shadows, circumstances } = request;
-        let classifier = &self.classifier;
-        let context =
-            log.context(scope.policy(), classifier.reference(), classifier.intent_labels(), classifier.tier_control());
-        let kept = |key: &String| context.metadata_keys.contains(key);
-        let (metadata, others) =
-            query.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).partition(|(key, _)| kept(key));
-        let others: std::collections::BTreeMap<String, String> = others;
-        let record = DecisionRecord {
-            time_unix_ms: assignment.now_ms,
-            decision_id,
-            request_id: query.request_id.clone(),
-            context: std::sync::Arc::clone(&context.id),
-            tenant: query.tenant.clone(),
-            role: query.role.clone(),
-            session: assignment.session.map(|digest| hex::encode(digest.0)),
-            text_sha256: hex::encode(Sha256::digest(prepared.text.as_bytes())),
-            text: log.keeps_text().then(|| prepared.text.clone()),
-            input: InputRecord::new(&prepared.signals, estimate_tokens(prepared)),
-            output_tokens: query.expected_output_tokens,
-            requirements: query.requirements.clone(),
-            metadata,
-            metadata_keys: others.into_keys().collect(),
-            layers: scope.origins().map(str::to_owned).collect(),
-            matches,
-            signals: classification.map(Into::into),
-            degraded,
-            experiments: scope.arms().to_vec(),
-            circumstances: (!circumstances.is_ordinary()).then(|| circumstances.clone()),
-            outcome,
-            shadows,
-        };
-        log.record(record, context);
-    }
+/// Puts a decision into the log.
+pub(super) fn keep(
+    log: &DecisionLog,
+    request: Logged<'_>,
+    outcome: Outcome,
+    classification: Option<&Classification>,
+    degraded: bool,
+    decision_id: String,
+) {
+    let Logged { query, classifier, prepared, scope, assignment, matches, shadows, circumstances } = request;
+    let context =
+        log.context(scope.policy(), classifier.reference(), classifier.intent_labels(), classifier.tier_control());
+    let kept = |key: &String| context.metadata_keys.contains(key);
+    let (metadata, others) =
+        query.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).partition(|(key, _)| kept(key));
+    let others: std::collections::BTreeMap<String, String> = others;
+    let record = DecisionRecord {
+        time_unix_ms: assignment.now_ms,
+        decision_id,
+        request_id: query.request_id.clone(),
+        context: std::sync::Arc::clone(&context.id),
+        tenant: query.tenant.clone(),
+        role: query.role.clone(),
+        session: assignment.session.map(|digest| hex::encode(digest.0)),
+        text_sha256: hex::encode(Sha256::digest(prepared.text.as_bytes())),
+        text: log.keeps_text().then(|| prepared.text.clone()),
+        input: InputRecord::new(&prepared.signals, estimate_tokens(prepared)),
+        output_tokens: query.expected_output_tokens,
+        requirements: query.requirements.clone(),
+        metadata,
+        metadata_keys: others.into_keys().collect(),
+        layers: scope.origins().map(str::to_owned).collect(),
+        matches,
+        signals: classification.map(Into::into),
+        degraded,
+        experiments: scope.arms().to_vec(),
+        circumstances: (!circumstances.is_ordinary()).then(|| circumstances.clone()),
+        outcome,
+        shadows,
+    };
+    log.record(record, context);
 }

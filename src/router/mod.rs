@@ -8,44 +8,48 @@ mod escalate;
 mod governor;
 mod journal;
 mod languages;
+mod loaded;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::batch::{BatchError, BatchOptions, Batcher, Classified};
+use arc_swap::ArcSwap;
+
+use crate::batch::{BatchError, BatchOptions, Classified, Engine, Terms};
 use crate::cascade::{Cascades, ContinuationError};
 use crate::classifier::Classifier;
 use crate::decisions::{DecisionLog, DriftMonitor, Outcome};
 use crate::domain::{
     Attempt, Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery,
-    Language, OutcomeReport, PolicyRef, Query, Reason, ReasonCode, Source, TierChoice, Timings,
+    Language, OutcomeReport, PolicyRef, Priority, Query, Reason, ReasonCode, Source, TierChoice, Timings,
 };
 use crate::policy::{Assignment, KeyDigest, NoCandidate, Resolution, ScopeError, Signals};
 use crate::rules::RuleInput;
 use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
 use crate::telemetry::{Metrics, Stage};
-use crate::text::{self, Prepared};
-use cache::ClassificationCache;
+use crate::text::Prepared;
 use escalate::Beginning;
 pub use escalate::EscalateQuery;
 use governor::{Caller, now_ms};
 pub use governor::{Governor, Limited, stop_retry_after_ms};
 use journal::Logged;
 use languages::Languages;
+use loaded::Loaded;
+
+pub use loaded::{Fresh, Retired, Unfit};
 
 /// Everything a decision needs. Shared by all requests.
 #[derive(Debug)]
 pub struct Router {
-    classifier: Arc<Classifier>,
-    batcher: Batcher,
+    loaded: ArcSwap<Loaded>,
     policies: Arc<PolicyStore>,
-    cache: Option<ClassificationCache>,
     languages: Languages,
     metrics: Arc<Metrics>,
     log: Option<Arc<DecisionLog>>,
     cascades: Option<Arc<Cascades>>,
     governor: Governor,
     drift: DriftMonitor,
+    options: RouterOptions,
 }
 
 /// Bounds of a router.
@@ -105,9 +109,6 @@ pub enum DecideError {
 pub const DEFAULT_MIN_CONFIDENCE: f64 = 0.80;
 /// Decisions that the last ones are compared with, and as many of them: chance alone makes a PSI of about 0.01.
 const DRIFT_WINDOW: u64 = 2_000;
-/// Kept back from the caller's deadline for answering and for the way home: a tenth of the time left, within bounds.
-const LEAST_MARGIN: Duration = Duration::from_millis(2);
-const MOST_MARGIN: Duration = Duration::from_millis(25);
 /// Bytes of text per token that a provider bills, for cost estimates; English averages about four.
 const BYTES_PER_TOKEN: usize = 4;
 
@@ -137,21 +138,34 @@ impl Router {
         metrics: Arc<Metrics>,
         options: RouterOptions,
     ) -> std::io::Result<Self> {
-        let batcher = Batcher::start(Arc::clone(&classifier), Arc::clone(&metrics), options.batch)?;
-        let cache = (options.cache_entries > 0).then(|| ClassificationCache::new(options.cache_entries));
+        let engine = Arc::clone(&classifier);
+        Self::start_with(engine, classifier, policies, metrics, options)
+    }
+
+    /// The same, with another engine behind the queue than the classifier itself.
+    ///
+    /// # Errors
+    /// When the system refuses another thread.
+    pub fn start_with(
+        engine: Arc<dyn Engine>,
+        classifier: Arc<Classifier>,
+        policies: Arc<PolicyStore>,
+        metrics: Arc<Metrics>,
+        options: RouterOptions,
+    ) -> std::io::Result<Self> {
+        let loaded = Loaded::start(engine, classifier, Arc::clone(&metrics), options)?;
         let governor = Governor::new(Arc::default(), None, Arc::clone(metrics.outcomes()));
         let languages = Languages::new(options.cache_entries);
         Ok(Self {
-            classifier,
-            batcher,
+            loaded: ArcSwap::from_pointee(loaded),
             policies,
-            cache,
             languages,
             metrics,
             log: None,
             cascades: None,
             governor,
             drift: DriftMonitor::new(DRIFT_WINDOW),
+            options,
         })
     }
 
@@ -192,8 +206,8 @@ impl Router {
     }
 
     /// The classifier in use.
-    pub fn classifier(&self) -> &Arc<Classifier> {
-        &self.classifier
+    pub fn classifier(&self) -> Arc<Classifier> {
+        Arc::clone(&self.loaded.load().classifier)
     }
 
     /// The policies in use.
@@ -204,14 +218,17 @@ impl Router {
     /// Decides which model should answer `query`.
     ///
     /// # Errors
-    /// When the request is not valid, the policy leaves no candidate, or `deadline` has passed already.
-    pub async fn decide(&self, query: &Query, deadline: Option<Instant>) -> Result<Decision, DecideError> {
+    /// When the request is not valid, the policy leaves no candidate, the deadline has passed already, or the
+    /// classifier is needed and too much work waits for it.
+    pub async fn decide(&self, query: &Query, terms: impl Into<Terms>) -> Result<Decision, DecideError> {
+        let terms = terms.into();
         query.check()?;
         let mut clock = Clock::start();
-        if deadline.is_some_and(|deadline| deadline <= clock.started) {
+        if terms.deadline.is_some_and(|deadline| deadline <= clock.started) {
             return Err(DecideError::DeadlineExceeded);
         }
-        // One snapshot from start to end, whatever is published meanwhile.
+        // One snapshot and one classifier from start to end, whatever is swapped meanwhile.
+        let loaded = self.loaded.load_full();
         let active = self.policies.snapshot();
         let standing = self.policies.standing(&active)?;
         let scope = active.policy.scope(&query.tenant, &query.role)?;
@@ -250,10 +267,13 @@ impl Router {
         );
         let needed = !scope.decisive(&rules);
         let consulted = if needed {
-            self.consult(&prepared, query, deadline, &mut clock).await
+            self.consult(&loaded, &prepared, query, terms, &mut clock).await
         } else {
             Consulted { classification: None, cached: false, failure: None }
         };
+        if let Some(overloaded @ BatchError::Overloaded { .. }) = consulted.failure {
+            return Err(DecideError::Unclassified(overloaded));
+        }
         let signals = Signals {
             classification: consulted.classification.as_deref(),
             rules: &rules,
@@ -274,8 +294,8 @@ impl Router {
         let circumstances = &begun.circumstances;
         let shadows = self.shadows(&scope, &assignment, &input, (&signals, circumstances), &resolved);
         let logged = self.log.as_ref().map(|log| {
-            let (prepared, scope, assignment) = (&prepared, &scope, &assignment);
-            let request = Logged { query, prepared, scope, assignment, matches, shadows, circumstances };
+            let (classifier, prepared, scope, assignment) = (&*loaded.classifier, &prepared, &scope, &assignment);
+            let request = Logged { query, classifier, prepared, scope, assignment, matches, shadows, circumstances };
             (log, request, Outcome::from(&resolved), consulted.classification.clone(), signals.degraded)
         });
         let difficulty = signals.classification.filter(|_| !signals.degraded).map(|found| found.difficulty);
@@ -284,7 +304,14 @@ impl Router {
             let chain = Arc::clone(&resolution.chain);
             let mut decision = Decision {
                 experiments: scope.arms().to_vec(),
-                ..self.assemble(query, &prepared, consulted, (resolution, decision_id), active.policy_ref(), clock)
+                ..assemble(
+                    query,
+                    &prepared,
+                    consulted,
+                    (resolution, decision_id),
+                    (active.policy_ref(), &loaded.classifier),
+                    clock,
+                )
             };
             mark(&mut decision, standing, &active);
             self.governor.conclude(&active.policy, &begun, &mut decision, Attempt::First);
@@ -298,7 +325,7 @@ impl Router {
         });
         if let Some((log, request, outcome, classification, degraded)) = logged {
             let decision_id = decided.as_ref().map_or(String::new(), |decision| decision.decision_id.clone());
-            self.keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
+            journal::keep(log, request, outcome, classification.as_deref(), degraded, decision_id);
         }
         let decision = decided?;
         self.metrics.record_decision(&decision);
@@ -312,11 +339,12 @@ impl Router {
     ///
     /// # Errors
     /// When the request is not valid or the classifier cannot be consulted.
-    pub async fn classify(&self, query: &Query, deadline: Option<Instant>) -> Result<Signalled, DecideError> {
+    pub async fn classify(&self, query: &Query, terms: impl Into<Terms>) -> Result<Signalled, DecideError> {
         query.check()?;
+        let loaded = self.loaded.load_full();
         let mut clock = Clock::start();
         let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
-        let consulted = self.consult(&prepared, query, deadline, &mut clock).await;
+        let consulted = self.consult(&loaded, &prepared, query, terms.into(), &mut clock).await;
         let Some(classification) = consulted.classification else {
             return Err(consulted.failure.unwrap_or(BatchError::Failed).into());
         };
@@ -330,32 +358,53 @@ impl Router {
         })
     }
 
-    /// Classifies one text, so that the first request does not pay for cold caches.
+    /// Whether there is room for a call of many queries, which is taken in or refused as a whole.
+    ///
+    /// # Errors
+    /// When too much work waits.
+    pub fn has_room(&self, priority: Priority) -> Result<(), BatchError> {
+        self.loaded.load().has_room(priority)
+    }
+
+    /// Classifies a few texts, so that the first request does not pay for cold caches and the cost of a pass is known.
     ///
     /// # Errors
     /// When the classifier does not work.
     pub async fn warm_up(&self) -> Result<(), DecideError> {
-        let query = Query::from_text("Is everything in place?");
-        let prepared = text::prepare(&query.content);
-        self.run_classifier(&prepared, &query, None).await?;
-        Ok(())
+        Ok(self.loaded.load_full().warm_up().await?)
+    }
+
+    /// A classifier that may take the place of the one in use: started, warmed and looked over.
+    ///
+    /// # Errors
+    /// When it does not answer, answers nonsense, or does not fit the policy in force.
+    pub async fn try_out(&self, classifier: Arc<Classifier>) -> Result<Fresh, Unfit> {
+        let engine = Arc::clone(&classifier);
+        Fresh::try_out(engine, classifier, &self.loaded.load_full(), Arc::clone(&self.metrics), self.options).await
+    }
+
+    /// From now on `fresh` classifies. Requests that have begun end with the classifier they began with; the old one
+    /// is given back, to be dropped where waiting for its thread does no harm.
+    pub fn adopt(&self, fresh: Fresh) -> Retired {
+        Retired::new(self.loaded.swap(fresh.into_loaded()))
     }
 
     async fn consult(
         &self,
+        loaded: &Loaded,
         prepared: &Prepared,
         query: &Query,
-        deadline: Option<Instant>,
+        terms: Terms,
         clock: &mut Clock,
     ) -> Consulted {
-        let key = self.cache.as_ref().map(|cache| (cache, cache::key(&prepared.task.text)));
+        let key = loaded.cache.as_ref().map(|cache| (cache, cache::key(&prepared.task.text)));
         if let Some((cache, key)) = &key {
             let found = cache.get(key, &self.metrics);
             if let Some(classification) = found {
                 return Consulted { classification: Some(classification), cached: true, failure: None };
             }
         }
-        match self.run_classifier(prepared, query, deadline).await {
+        match loaded.classify(prepared, query.priority, terms).await {
             Ok(Classified { classification, queued, inference }) => {
                 clock.timings.queue_us = Stage::micros(queued);
                 clock.timings.inference_us = Stage::micros(inference);
@@ -368,90 +417,73 @@ impl Router {
             Err(failure) => Consulted { classification: None, cached: false, failure: Some(failure) },
         }
     }
+}
 
-    async fn run_classifier(
-        &self,
-        prepared: &Prepared,
-        query: &Query,
-        deadline: Option<Instant>,
-    ) -> Result<Classified, BatchError> {
-        let input = self.classifier.tokenize(prepared).map_err(|error| {
-            tracing::error!(%error, bytes = prepared.text.len(), "tokenizer failed");
-            BatchError::Failed
-        })?;
-        let deadline = deadline.and_then(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            deadline.checked_sub((left / 10).clamp(LEAST_MARGIN, MOST_MARGIN))
-        });
-        self.batcher.classify(input, query.priority, deadline).await
+/// Puts a decision together.
+fn assemble(
+    query: &Query,
+    prepared: &Prepared,
+    consulted: Consulted,
+    (resolution, decision_id): (Resolution, String),
+    (policy, classifier): (PolicyRef, &Classifier),
+    clock: Clock,
+) -> Decision {
+    let classification = consulted.classification.as_deref();
+    let mut reasons = resolution.reasons;
+    if consulted.cached {
+        reasons.push(Reason::new(ReasonCode::Cached, "the same text was classified before"));
     }
-
-    fn assemble(
-        &self,
-        query: &Query,
-        prepared: &Prepared,
-        consulted: Consulted,
-        (resolution, decision_id): (Resolution, String),
-        policy: PolicyRef,
-        clock: Clock,
-    ) -> Decision {
-        let classification = consulted.classification.as_deref();
-        let mut reasons = resolution.reasons;
-        if consulted.cached {
-            reasons.push(Reason::new(ReasonCode::Cached, "the same text was classified before"));
+    if let Some(failure) = consulted.failure {
+        // The policy knows that the classifier is missing, only we know why: one reason says both.
+        match reasons.iter_mut().find(|reason| reason.code == ReasonCode::Degraded) {
+            Some(reason) => reason.text = format!("{failure}; {}", reason.text),
+            None => reasons.push(Reason::new(ReasonCode::Degraded, failure.to_string())),
         }
-        if let Some(failure) = consulted.failure {
-            // The policy knows that the classifier is missing, only we know why: one reason says both.
-            match reasons.iter_mut().find(|reason| reason.code == ReasonCode::Degraded) {
-                Some(reason) => reason.text = format!("{failure}; {}", reason.text),
-                None => reasons.push(Reason::new(ReasonCode::Degraded, failure.to_string())),
-            }
-        }
-        let input = input_report(prepared, classification);
-        if input.bytes_cut > 0 || input.tokens_cut > 0 {
-            let text =
-                format!("{} bytes and {} word pieces of the middle were not read", input.bytes_cut, input.tokens_cut);
-            reasons.push(Reason::new(ReasonCode::InputTruncated, text));
-        }
-        let calibrated = resolution.confidence_of == ConfidenceOf::TierSuffices;
-        Decision {
-            decision_id,
-            retry_after_ms: 0,
-            request_id: query.request_id.clone(),
-            selected: resolution.selected,
-            fallbacks: resolution.fallbacks,
-            escalation: resolution.escalation,
-            fan_out: resolution.fan_out,
-            intent: IntentCall {
-                label: resolution.intent,
-                probability: resolution.intent_probability,
-                probabilities: classification.map(|classification| classification.intent.clone()),
-                out_of_scope: classification.map(|classification| classification.out_of_scope),
-            },
-            complexity: Complexity {
-                tier: resolution.tier,
-                difficulty: resolution.difficulty,
-                tier_probabilities: classification.map(|classification| classification.tiers),
-            },
-            confidence: Confidence {
-                value: resolution.confidence,
-                of: resolution.confidence_of,
-                calibrator: Arc::from(if calibrated { self.classifier.tier_calibrator() } else { "" }),
-            },
-            source: if consulted.cached && resolution.source == Source::Classifier {
-                Source::Cache
-            } else {
-                resolution.source
-            },
-            reasons,
-            policy,
-            classifier: self.classifier.reference().clone(),
-            experiments: Vec::new(),
-            input,
-            timings: clock.stop(),
-            continuation: String::new(),
-            cascade: None,
-        }
+    }
+    let input = input_report(prepared, classification);
+    if input.bytes_cut > 0 || input.tokens_cut > 0 {
+        let text =
+            format!("{} bytes and {} word pieces of the middle were not read", input.bytes_cut, input.tokens_cut);
+        reasons.push(Reason::new(ReasonCode::InputTruncated, text));
+    }
+    let calibrated = resolution.confidence_of == ConfidenceOf::TierSuffices;
+    Decision {
+        decision_id,
+        retry_after_ms: 0,
+        request_id: query.request_id.clone(),
+        selected: resolution.selected,
+        fallbacks: resolution.fallbacks,
+        escalation: resolution.escalation,
+        fan_out: resolution.fan_out,
+        intent: IntentCall {
+            label: resolution.intent,
+            probability: resolution.intent_probability,
+            probabilities: classification.map(|classification| classification.intent.clone()),
+            out_of_scope: classification.map(|classification| classification.out_of_scope),
+        },
+        complexity: Complexity {
+            tier: resolution.tier,
+            difficulty: resolution.difficulty,
+            tier_probabilities: classification.map(|classification| classification.tiers),
+        },
+        confidence: Confidence {
+            value: resolution.confidence,
+            of: resolution.confidence_of,
+            calibrator: Arc::from(if calibrated { classifier.tier_calibrator() } else { "" }),
+        },
+        source: if consulted.cached && resolution.source == Source::Classifier {
+            Source::Cache
+        } else {
+            resolution.source
+        },
+        reasons,
+        policy,
+        classifier: classifier.reference().clone(),
+        experiments: Vec::new(),
+        input,
+        timings: clock.stop(),
+        continuation: String::new(),
+        cascade: None,
     }
 }
 

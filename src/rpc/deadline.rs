@@ -1,15 +1,29 @@
-//! The caller's deadline, from the `grpc-timeout` header.
+//! The caller's deadline, from the `grpc-timeout` header, counted from the arrival of the call's headers.
 
 use std::time::{Duration, Instant};
 
-use tonic::metadata::MetadataMap;
+use http::HeaderMap;
+use tonic::Extensions;
 
-/// When the caller stops waiting; `None` when it said nothing, or nothing intelligible.
+/// When the caller of a call stops waiting; among the extensions of its request.
+#[derive(Clone, Copy, Debug)]
+struct Deadline(Instant);
+
+/// Reads the deadline; `None` when the caller said nothing, or nothing intelligible.
 ///
 /// Format: up to 8 digits and a unit, `H M S m u n` (gRPC over HTTP/2). A malformed value is ignored, as tonic does.
-pub(super) fn from_metadata(metadata: &MetadataMap) -> Option<Instant> {
-    let value = metadata.get("grpc-timeout")?.to_str().ok()?;
-    Instant::now().checked_add(parse(value)?)
+pub(super) fn of_headers(headers: &HeaderMap, arrived: Instant) -> Option<Instant> {
+    arrived.checked_add(parse(headers.get("grpc-timeout")?.to_str().ok()?)?)
+}
+
+/// Hands the deadline on to the service.
+pub(super) fn attach(extensions: &mut http::Extensions, deadline: Instant) {
+    extensions.insert(Deadline(deadline));
+}
+
+/// The deadline of a call that a service has.
+pub(super) fn of(extensions: &Extensions) -> Option<Instant> {
+    extensions.get::<Deadline>().map(|deadline| deadline.0)
 }
 
 fn parse(value: &str) -> Option<Duration> {

@@ -8,18 +8,22 @@ pub mod codec;
 mod convert;
 mod deadline;
 mod diff;
+mod front;
 mod info_service;
+mod methods;
 mod policy_service;
 pub mod proto;
 mod router_service;
 mod simulate;
 mod status;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use tonic::Status;
 
+pub use front::{Front, Peer};
 pub use info_service::InfoService;
 pub use policy_service::PolicyApi;
 pub use router_service::RouterApi;
@@ -34,6 +38,8 @@ pub struct Backend {
     /// Set once the model has answered a warm-up query; until then calls are UNAVAILABLE.
     ready: Arc<OnceLock<Ready>>,
     admission: Admission,
+    /// Calls whose answers have not gone out whole, but for health checks.
+    open_calls: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
 }
 
@@ -49,7 +55,7 @@ pub struct Ready {
 impl Backend {
     /// A backend that is not ready yet and answers at most `max_in_flight` requests at a time.
     pub fn new(metrics: Arc<Metrics>, max_in_flight: usize) -> Self {
-        Self { ready: Arc::default(), admission: Admission::new(max_in_flight), metrics }
+        Self { ready: Arc::default(), admission: Admission::new(max_in_flight), open_calls: Arc::default(), metrics }
     }
 
     /// From now on requests are answered by `router`. Later calls change nothing.
@@ -65,9 +71,9 @@ impl Backend {
         self.ready.get()
     }
 
-    /// Routing requests being answered, open streams included.
+    /// Calls whose answers have not gone out whole, open streams included, health checks not.
     pub fn in_flight(&self) -> usize {
-        self.admission.in_flight()
+        self.open_calls.load(Ordering::SeqCst)
     }
 
     /// Every metric.

@@ -1,16 +1,22 @@
 //! `pointsman.v1.Router`.
 
 use std::pin::Pin;
-use std::time::{Instant, SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::{Stream, StreamExt as _, stream};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
 use super::proto::{self, router_server::Router as RouterService};
-use super::{Backend, convert, deadline, status};
+use super::{Backend, convert, deadline, front, status};
+use crate::batch::{BatchError, Terms};
+use crate::domain::Priority;
+use crate::router::DecideError;
 
 /// Most requests of one batch call.
 const MAX_BATCH: usize = 256;
+/// Requests of one batch that wait for the classifier at a time, so that a batch shares it with others.
+const BATCH_CONCURRENCY: usize = 32;
 /// Requests of one stream that are answered at a time; the rest waits in the transport.
 const STREAM_CONCURRENCY: usize = 32;
 
@@ -32,15 +38,17 @@ impl RouterApi {
 
     async fn decide(
         &self,
-        request: proto::RouteRequest,
-        deadline: Option<Instant>,
+        mut request: proto::RouteRequest,
+        terms: Terms,
+        call: &Extensions,
     ) -> Result<proto::Decision, Box<Status>> {
         let router = self.backend.router()?;
+        request.tenant = front::tenant_of(call, request.tenant, &self.backend)?;
         let query = convert::route_request(request)?;
         let request_id = query.request_id.clone();
-        let decided = router.decide(&query, deadline).await;
+        let decided = router.decide(&query, terms).await;
         let decision = decided.map_err(|error| {
-            let status = status::from_decide(error);
+            let status = self.refusal(error);
             let (code, why) = (status.code(), status.message());
             tracing::info!(%request_id, ?code, why, bytes = query.text_bytes(), "refused");
             Box::new(status)
@@ -49,9 +57,9 @@ impl RouterApi {
     }
 
     /// A result that stands in an answer which itself succeeds.
-    async fn result(&self, request: proto::RouteRequest, deadline: Option<Instant>) -> proto::RouteResult {
+    async fn result(&self, request: proto::RouteRequest, terms: Terms, call: &Extensions) -> proto::RouteResult {
         use proto::route_result::Result as Outcome;
-        let outcome = match self.decide(request, deadline).await {
+        let outcome = match self.decide(request, terms, call).await {
             Ok(decision) => Outcome::Decision(decision),
             Err(status) => {
                 Outcome::Error(proto::Error { code: status.code().into(), message: status.message().to_owned() })
@@ -67,6 +75,13 @@ impl RouterApi {
         Ok(())
     }
 
+    fn refusal(&self, error: DecideError) -> Status {
+        if matches!(error, DecideError::Unclassified(BatchError::Overloaded { .. })) {
+            self.backend.metrics().record_shed();
+        }
+        status::from_decide(error)
+    }
+
     fn count<T>(&self, method: &'static str, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
         let code = outcome.as_ref().err().map_or(Code::Ok, Status::code);
         self.backend.metrics().record_request(method, format!("{code:?}"));
@@ -80,9 +95,9 @@ impl RouterService for RouterApi {
 
     async fn route(&self, request: Request<proto::RouteRequest>) -> Result<Response<proto::RouteResponse>, Status> {
         let outcome = async {
-            let _admitted = self.backend.admission.admit(self.backend.metrics()).map_err(status::overloaded)?;
-            let deadline = deadline::from_metadata(request.metadata());
-            let decision = self.decide(request.into_inner(), deadline).await.map_err(|status| *status)?;
+            let (_, call, request) = request.into_parts();
+            let terms = Terms::from(deadline::of(&call));
+            let decision = self.decide(request, terms, &call).await.map_err(|status| *status)?;
             Ok(proto::RouteResponse { decision: Some(decision) })
         };
         self.count("Route", outcome.await)
@@ -93,17 +108,20 @@ impl RouterService for RouterApi {
         request: Request<proto::RouteBatchRequest>,
     ) -> Result<Response<proto::RouteBatchResponse>, Status> {
         let outcome = async {
-            let _admitted = self.backend.admission.admit(self.backend.metrics()).map_err(status::overloaded)?;
-            self.backend.router().map_err(|status| *status)?;
-            let deadline = deadline::from_metadata(request.metadata());
-            let requests = request.into_inner().requests;
+            let router = self.backend.router().map_err(|status| *status)?;
+            let (_, call, request) = request.into_parts();
+            let (deadline, requests) = (deadline::of(&call), request.requests);
             if requests.is_empty() || requests.len() > MAX_BATCH {
                 let problem = format!("has {} entries; send 1 to {MAX_BATCH}", requests.len());
                 return Err(status::invalid_field("requests", problem));
             }
+            // Shed as a whole or not at all: a caller that asked for many answers at once has use for all of them.
+            let admitted = router.has_room(priority(&requests));
+            admitted.map_err(|error| self.refusal(DecideError::Unclassified(error)))?;
+            let terms = Terms { deadline, admitted: true };
             let results = stream::iter(requests)
-                .map(|request| self.result(request, deadline))
-                .buffered(MAX_BATCH)
+                .map(|request| self.result(request, terms, &call))
+                .buffered(BATCH_CONCURRENCY)
                 .collect::<Vec<_>>()
                 .await;
             Ok(proto::RouteBatchResponse { results })
@@ -116,26 +134,24 @@ impl RouterService for RouterApi {
         request: Request<Streaming<proto::RouteRequest>>,
     ) -> Result<Response<Self::RouteStreamStream>, Status> {
         let outcome = async {
-            let admitted = self.backend.admission.admit(self.backend.metrics()).map_err(status::overloaded)?;
-            self.backend.router().map_err(|status| *status)?;
-            let deadline = deadline::from_metadata(request.metadata());
-            let service = self.clone();
-            let answers = request
-                .into_inner()
+            let router = self.backend.router().map_err(|status| *status)?;
+            let (_, call, requests) = request.into_parts();
+            let deadline = deadline::of(&call);
+            // Shed as a whole; once it runs, it is slowed down by what waits and not torn.
+            let admitted = router.has_room(Priority::Normal);
+            admitted.map_err(|error| self.refusal(DecideError::Unclassified(error)))?;
+            let terms = Terms { deadline, admitted: true };
+            let (service, call) = (self.clone(), Arc::new(call));
+            let answers = requests
                 .enumerate()
                 .map(move |(index, request)| {
-                    let service = service.clone();
+                    let (service, call) = (service.clone(), Arc::clone(&call));
                     async move {
-                        let result = service.result(request?, deadline).await;
+                        let result = service.result(request?, terms, &call).await;
                         Ok(proto::RouteStreamResponse { index: index as u64, result: Some(result) })
                     }
                 })
-                .buffered(STREAM_CONCURRENCY)
-                // The stream keeps its place until its last answer.
-                .map(move |answer: StreamItem| {
-                    let _held = &admitted;
-                    answer
-                });
+                .buffered(STREAM_CONCURRENCY);
             Ok(Box::pin(answers) as Self::RouteStreamStream)
         };
         self.count("RouteStream", outcome.await)
@@ -146,11 +162,13 @@ impl RouterService for RouterApi {
         request: Request<proto::ClassifyRequest>,
     ) -> Result<Response<proto::ClassifyResponse>, Status> {
         let outcome = async {
-            let _admitted = self.backend.admission.admit(self.backend.metrics()).map_err(status::overloaded)?;
             let router = self.backend.router().map_err(|status| *status)?;
-            let deadline = deadline::from_metadata(request.metadata());
-            let query = convert::query(request.into_inner().query.unwrap_or_default()).map_err(|status| *status)?;
-            let signals = router.classify(&query, deadline).await.map_err(status::from_decide)?;
+            let (_, call, request) = request.into_parts();
+            let mut query = request.query.unwrap_or_default();
+            query.tenant = front::tenant_of(&call, query.tenant, &self.backend).map_err(|status| *status)?;
+            let query = convert::query(query).map_err(|status| *status)?;
+            let signalled = router.classify(&query, deadline::of(&call)).await;
+            let signals = signalled.map_err(|error| self.refusal(error))?;
             let classifier = router.classifier();
             Ok(convert::signals(signals, classifier.reference(), classifier.tier_calibrator()))
         };
@@ -162,9 +180,10 @@ impl RouterService for RouterApi {
         request: Request<proto::EscalateRequest>,
     ) -> Result<Response<proto::EscalateResponse>, Status> {
         let outcome = async {
-            let _admitted = self.backend.admission.admit(self.backend.metrics()).map_err(status::overloaded)?;
             let router = self.backend.router().map_err(|status| *status)?;
-            let query = convert::escalate_request(request.into_inner()).map_err(|status| *status)?;
+            let (_, call, mut request) = request.into_parts();
+            request.tenant = front::tenant_of(&call, request.tenant, &self.backend).map_err(|status| *status)?;
+            let query = convert::escalate_request(request).map_err(|status| *status)?;
             router.escalate(&query).await.map(convert::next_step).map_err(|error| {
                 let status = status::from_decide(error);
                 let (code, why) = (status.code(), status.message());
@@ -212,4 +231,14 @@ impl RouterService for RouterApi {
         };
         self.count("ReportOutcomes", outcome.await)
     }
+}
+
+/// The priority of a batch is that of its most important request.
+fn priority(requests: &[proto::RouteRequest]) -> Priority {
+    let of = |request: &proto::RouteRequest| match request.priority() {
+        proto::Priority::Low => Priority::Low,
+        proto::Priority::Unspecified | proto::Priority::Normal => Priority::Normal,
+        proto::Priority::High => Priority::High,
+    };
+    requests.iter().map(of).max().unwrap_or_default()
 }

@@ -11,8 +11,12 @@
 //! | policy older than allowed | the control plane | UNAVAILABLE | `RetryInfo` |
 //! | a policy change that cannot be made | caller, or the source | INVALID_ARGUMENT, FAILED_PRECONDITION, ABORTED, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE | `BadRequest` with the findings |
 //! | deadline passed | caller or load | DEADLINE_EXCEEDED | |
-//! | too many requests in flight | load | RESOURCE_EXHAUSTED | `RetryInfo` |
+//! | too many requests in flight, or too much work waits | load | RESOURCE_EXHAUSTED | `RetryInfo` |
 //! | a tenant's limit on requests or spending | caller | RESOURCE_EXHAUSTED | `QuotaFailure`, `RetryInfo` |
+//! | nobody known calls | caller | UNAUTHENTICATED | |
+//! | the caller lacks a right, or calls for another's tenant | caller | PERMISSION_DENIED | |
+//! | a message or body over the limit | caller | OUT_OF_RANGE | |
+//! | a panic | us | INTERNAL | |
 //! | classifier not available for `Classify` | us | UNAVAILABLE or DEADLINE_EXCEEDED | `RetryInfo` |
 //! | not warm yet | us | UNAVAILABLE | `RetryInfo` |
 
@@ -22,6 +26,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 
 use super::admission::Overloaded;
+use crate::access::Denied;
 use crate::batch::BatchError;
 use crate::cascade::ContinuationError;
 use crate::domain::InvalidQuery;
@@ -29,8 +34,11 @@ use crate::policy::{EditError, NoCandidate, ScopeError, Severity};
 use crate::router::{DecideError, Limited};
 use crate::sources::{ChangeError, PolicyStale, WriteError};
 
-/// How long a caller should wait before it tries an overloaded server again.
+/// How long a caller should wait before it tries an overloaded server again, where nothing better is known.
 const RETRY_AFTER_OVERLOAD: Duration = Duration::from_millis(250);
+/// Bounds of that: sooner is no relief, later is a lost caller.
+const LEAST_RETRY: Duration = Duration::from_millis(100);
+const MOST_RETRY: Duration = Duration::from_secs(1);
 /// How long a caller should wait for a policy source that is away.
 const RETRY_AFTER_OUTAGE: Duration = Duration::from_secs(5);
 /// How long a caller should wait for a server that is starting.
@@ -63,8 +71,8 @@ pub(super) fn from_decide(error: DecideError) -> Status {
         DecideError::Unclassified(BatchError::DeadlineTooNear) => {
             Status::deadline_exceeded("the deadline is too near for a forward pass")
         }
-        DecideError::Unclassified(BatchError::Full) => {
-            retry(Code::ResourceExhausted, "the classification queue is full", RETRY_AFTER_OVERLOAD)
+        DecideError::Unclassified(error @ BatchError::Overloaded { retry_after }) => {
+            retry(Code::ResourceExhausted, &error.to_string(), spread(retry_after))
         }
         DecideError::Unclassified(BatchError::Failed | BatchError::Closed) => {
             retry(Code::Unavailable, "the classifier could not be consulted", RETRY_AFTER_START)
@@ -142,7 +150,35 @@ pub(super) fn invalid_field(field: &str, problem: impl Into<String>) -> Status {
 }
 
 pub(super) fn overloaded(_: Overloaded) -> Status {
-    retry(Code::ResourceExhausted, "the server is at its limit of requests in flight", RETRY_AFTER_OVERLOAD)
+    retry(Code::ResourceExhausted, "the server is at its limit of requests in flight", spread(RETRY_AFTER_OVERLOAD))
+}
+
+pub(super) fn deadline_passed() -> Status {
+    Status::deadline_exceeded("the deadline has passed")
+}
+
+/// The cause is in the log; it may quote what the caller sent.
+pub(super) fn panicked() -> Status {
+    Status::internal("a fault of the server; the call may be tried again")
+}
+
+pub(super) fn too_large() -> Status {
+    Status::out_of_range("the request is larger than this method takes")
+}
+
+pub(super) fn denied(denied: Denied) -> Status {
+    match denied {
+        Denied::Unknown => Status::unauthenticated(
+            "show a token (authorization: Bearer ...) or a client certificate that is known here",
+        ),
+        Denied::Right(right) => {
+            Status::permission_denied(format!("the caller does not have the right {:?}", right.as_str()))
+        }
+    }
+}
+
+pub(super) fn other_tenant(caller: &str) -> Status {
+    Status::permission_denied(format!("caller {caller:?} does not call for this tenant, or has to say for which"))
 }
 
 pub(super) fn not_ready() -> Status {
@@ -167,6 +203,12 @@ fn from_no_candidate(none: &NoCandidate) -> Status {
         none.to_string(),
         ErrorDetails::with_precondition_failure(violations),
     )
+}
+
+/// Half to one and a half of `after`, within bounds: callers that were refused together should not come back together.
+fn spread(after: Duration) -> Duration {
+    let share = 0.5 + rand::random::<f64>();
+    after.max(LEAST_RETRY).mul_f64(share).clamp(LEAST_RETRY, MOST_RETRY)
 }
 
 /// A status that invites another try; `grpc-retry-pushback-ms` tells clients that retry by themselves.
@@ -203,7 +245,10 @@ mod tests {
             (DecideError::DeadlineExceeded, Code::DeadlineExceeded),
             (DecideError::Limited(limited()), Code::ResourceExhausted),
             (DecideError::Unclassified(BatchError::DeadlineTooNear), Code::DeadlineExceeded),
-            (DecideError::Unclassified(BatchError::Full), Code::ResourceExhausted),
+            (
+                DecideError::Unclassified(BatchError::Overloaded { retry_after: Duration::ZERO }),
+                Code::ResourceExhausted,
+            ),
             (DecideError::Unclassified(BatchError::Failed), Code::Unavailable),
         ];
         for (error, code) in cases {
@@ -219,7 +264,18 @@ mod tests {
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(1_500)));
         assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "1500");
         let shed = overloaded(Overloaded);
-        assert_eq!(shed.metadata().get("grpc-retry-pushback-ms").unwrap(), "250");
+        let pushback = |status: &Status| -> u64 {
+            status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap()
+        };
+        assert!((125..=375).contains(&pushback(&shed)), "{}", pushback(&shed));
         assert!(shed.get_error_details().retry_info().is_some());
+        let waits = [0, 300, 5_000].map(|ms| {
+            let overloaded = BatchError::Overloaded { retry_after: Duration::from_millis(ms) };
+            let waits = (0..50).map(|_| pushback(&from_decide(DecideError::Unclassified(overloaded))));
+            let waits: Vec<u64> = waits.collect();
+            assert!(waits.iter().all(|wait| (100..=1_000).contains(wait)), "{waits:?}");
+            (waits.iter().min().copied(), waits.iter().max().copied())
+        });
+        assert!(waits[1].0 < waits[1].1, "callers are spread: {waits:?}");
     }
 }

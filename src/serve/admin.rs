@@ -8,8 +8,8 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
+use super::Tasks;
 use crate::rpc::Backend;
 use crate::telemetry::PolicyGauges;
 
@@ -18,12 +18,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Clone)]
 struct Admin {
     backend: Backend,
-    stopping: CancellationToken,
+    tasks: Tasks,
 }
 
-/// Serves until `stopping`.
-pub(super) async fn serve(listener: TcpListener, backend: Backend, stopping: CancellationToken) {
-    let state = Admin { backend, stopping: stopping.clone() };
+/// Serves until the last request was answered: a drain can be watched.
+pub(super) async fn serve(listener: TcpListener, backend: Backend, tasks: Tasks) {
+    let cutting = tasks.cutting();
+    let state = Admin { backend, tasks };
     let app = Router::new()
         .route("/metrics", get(metrics))
         .route("/readyz", get(readyz))
@@ -31,7 +32,7 @@ pub(super) async fn serve(listener: TcpListener, backend: Backend, stopping: Can
         .route("/version", get(version))
         .route("/status", get(status))
         .with_state(state);
-    let stopped = async move { stopping.cancelled().await };
+    let stopped = async move { cutting.cancelled().await };
     if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
         tracing::error!(%error, "the admin endpoint ended");
     }
@@ -74,7 +75,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    if admin.stopping.is_cancelled() {
+    if admin.tasks.draining().is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
     } else if admin.backend.ready().is_none() {
         (StatusCode::SERVICE_UNAVAILABLE, "loading the model\n")

@@ -1,40 +1,48 @@
 //! The running service: listeners, health, readiness, drain.
 //!
 //! Order of a start: bind both listeners, answer "not serving", load and warm the model, load the policy, then serve.
-//! Order of a stop: health says NOT_SERVING, listeners close, requests in flight finish within a bound, exit.
+//! Order of a stop: health says NOT_SERVING, requests are taken for a while longer, listeners close and clients are told
+//! goodbye, requests in flight finish within a bound, exit.
 
 mod admin;
 mod cascades;
+mod listener;
 mod policy;
+mod reload;
 mod tasks;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 pub use policy::{policy_options, start_policies};
 pub use tasks::Tasks;
+pub use tls::ServerTlsError;
 
+use crate::access::{AccessError, AccessStore};
 use crate::artifact::default_roots;
-use crate::batch::BatchOptions;
+use crate::batch::{BatchOptions, Engine};
 use crate::cascade::KeyError;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
-use crate::config::{Config, StateUrl};
+use crate::config::{Config, StateUrl, TransportConfig};
 use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions, OutcomeLog};
 use crate::encoder::{EncoderError, available_threads, open_device};
 use crate::router::{DecideError, Governor, Router, RouterOptions};
 use crate::rpc::proto::{
     DESCRIPTORS, info_server::InfoServer, policy_service_server::PolicyServiceServer, router_server::RouterServer,
 };
-use crate::rpc::{Backend, InfoService, PolicyApi, RouterApi};
+use crate::rpc::{Backend, Front, InfoService, PolicyApi, RouterApi};
 use crate::sources::{PolicyStore, RefreshError, SignatureError, TlsError};
 use crate::state::{State, StateError, StateOptions};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Reload};
+use listener::Listener;
+use tls::TlsStore;
 
 /// Why the service could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +89,12 @@ pub enum ServeError {
     /// Reflection cannot be built from the descriptors.
     #[error("cannot build the reflection service")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The gRPC server ended by itself.
-    #[error("the gRPC server failed")]
-    Transport(#[from] tonic::transport::Error),
+    /// A file for TLS cannot be used.
+    #[error("cannot serve TLS")]
+    Tls(#[from] ServerTlsError),
+    /// The access file cannot be used.
+    #[error("cannot tell who may call")]
+    Access(#[from] AccessError),
     /// A task of the server ended by itself.
     #[error("a server task failed")]
     Task(#[from] tokio::task::JoinError),
@@ -106,8 +117,9 @@ pub struct Running {
     backend: Backend,
     health: HealthReporter,
     tasks: Tasks,
+    connections: Tasks,
     log: Arc<DecisionLog>,
-    drain_timeout: Duration,
+    drain: (Duration, Duration),
     /// Where gRPC is served.
     pub grpc_address: SocketAddr,
     /// Where metrics and readiness are served.
@@ -125,16 +137,24 @@ pub enum Drained {
     TimedOut,
 }
 
-/// HTTP/2 streams a connection may have open; tonic's default is no limit at all.
-const MAX_CONCURRENT_STREAMS: u32 = 1_024;
-/// A client that is gone is noticed within twice this.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Time for the last answers to leave and for clients to take the server's goodbye.
 const LINGER: Duration = Duration::from_millis(500);
+const LINGER_LOOKS: u32 = 25;
+/// Time for the admin endpoint and others to end after the last request.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Time for the decision log to reach the disk after the last request.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// Names that health checks ask about; the empty one is the server as a whole.
 const HEALTH_SERVICES: [&str; 4] = ["", "pointsman.v1.Router", "pointsman.v1.PolicyService", "pointsman.v1.Info"];
+
+// === impl ServeError ===
+
+impl ServeError {
+    /// Whether what is configured cannot be used, so that another try would fail alike.
+    pub fn is_configuration(&self) -> bool {
+        !matches!(self, Self::Bind { .. } | Self::Thread(_) | Self::Task(_))
+    }
+}
 
 // === impl Server ===
 
@@ -161,17 +181,31 @@ impl Server {
     /// # Errors
     /// When the model, the device or the policy cannot be used.
     pub async fn start(self) -> Result<Running, ServeError> {
+        self.start_with(|classifier| classifier).await
+    }
+
+    /// The same, with another engine behind the queue than the classifier itself, made from it.
+    ///
+    /// # Errors
+    /// When the model, the device or the policy cannot be used.
+    pub async fn start_with<E: Engine + 'static>(
+        self,
+        engine: impl FnOnce(Arc<Classifier>) -> Arc<E>,
+    ) -> Result<Running, ServeError> {
         let Self { config, grpc, admin, backend, health, tasks } = self;
         let started = Instant::now();
         let addresses = (local_address(&grpc, config.listen), local_address(&admin, config.admin_listen));
         set_health(&health, ServingStatus::NotServing).await;
-        spawn_grpc(grpc, &backend, &health, &tasks, config.policy.changes)?;
-        tasks.spawn(admin::serve(admin, backend.clone(), tasks.stopping()));
+        let connections = tasks.group();
+        let services = routes(&backend, &health, config.policy.changes)?;
+        spawn_grpc(grpc, services, &backend, (&tasks, &connections), &config.transport)?;
+        tasks.spawn(admin::serve(admin, backend.clone(), tasks.clone()));
 
         let classifier = Arc::new(load_classifier(&config).await?);
         let policies = Arc::new(start_policies(&config.policy, policy_options(&config, &classifier)).await?);
         let log = Arc::new(DecisionLog::start(log_options(&config), Arc::clone(backend.metrics()))?);
-        let router = Router::start(
+        let router = Router::start_with(
+            engine(Arc::clone(&classifier)),
             Arc::clone(&classifier),
             Arc::clone(&policies),
             Arc::clone(backend.metrics()),
@@ -191,12 +225,15 @@ impl Server {
         let summary = summary(&classifier, &policies, addresses, started.elapsed());
         backend.set_ready(router);
         set_health(&health, ServingStatus::Serving).await;
+        let drain = (config.transport.drain_delay, config.transport.drain_timeout);
+        tasks.spawn(reload::follow_model(config, backend.clone(), tasks.clone()));
         Ok(Running {
             backend,
             health,
             tasks,
+            connections,
             log,
-            drain_timeout: config.drain_timeout,
+            drain,
             grpc_address: addresses.0,
             admin_address: addresses.1,
             summary,
@@ -212,20 +249,32 @@ impl Running {
         &self.backend
     }
 
+    /// Tasks that serve connections; none is left after a drain that was complete.
+    pub fn connections(&self) -> &Tasks {
+        &self.connections
+    }
+
     /// Stops taking requests and lets those in flight finish, within the configured bound.
     pub async fn drain(self) -> Drained {
+        let (delay, bound) = self.drain;
         set_health(&self.health, ServingStatus::NotServing).await;
+        self.tasks.drain();
+        tokio::time::sleep(delay).await;
         self.tasks.stop();
         let answered = async {
             tokio::select! {
-                () = self.tasks.wait() => {}
+                () = self.connections.wait() => {}
                 () = quiet(&self.backend) => {}
             }
         };
-        let drained = match tokio::time::timeout(self.drain_timeout, answered).await {
+        let drained = match tokio::time::timeout(bound, answered).await {
             Ok(()) => Drained::Completely,
             Err(_) => Drained::TimedOut,
         };
+        self.tasks.cut();
+        if tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await.is_err() {
+            tracing::debug!("some tasks are left to the end of the process");
+        }
         finish_log(self.log).await;
         drained
     }
@@ -253,12 +302,11 @@ async fn finish_log(log: Arc<DecisionLog>) {
 /// Only requests hold a drain: a frozen client, a health watcher or a port probe that never said anything would keep
 /// its connection open for ever.
 async fn quiet(backend: &Backend) {
-    let mut since = tokio::time::Instant::now();
-    while since.elapsed() < LINGER {
-        tokio::time::sleep(LINGER / 25).await;
-        if backend.in_flight() > 0 {
-            since = tokio::time::Instant::now();
-        }
+    // Looks are counted and not time: where the machine stands still, time passes and nobody has read what was sent.
+    let mut quiet_looks = 0;
+    while quiet_looks < LINGER_LOOKS {
+        tokio::time::sleep(LINGER / LINGER_LOOKS).await;
+        quiet_looks = if backend.in_flight() == 0 { quiet_looks + 1 } else { 0 };
     }
 }
 
@@ -314,18 +362,17 @@ fn start_governor(config: &Config, metrics: &Arc<Metrics>, tasks: &Tasks) -> Res
 /// The bounds that `config` sets.
 pub fn router_options(config: &Config) -> RouterOptions {
     RouterOptions {
-        batch: BatchOptions { queue_entries: config.queue_entries, tokens_per_pass: config.tokens_per_pass },
+        batch: BatchOptions {
+            queue_entries: config.queue_entries,
+            tokens_per_pass: config.tokens_per_pass,
+            max_wait: config.max_wait,
+        },
         cache_entries: config.decision_cache_entries,
     }
 }
 
-fn spawn_grpc(
-    listener: TcpListener,
-    backend: &Backend,
-    health: &HealthReporter,
-    tasks: &Tasks,
-    policy_changes: bool,
-) -> Result<(), ServeError> {
+/// All services of the gRPC server.
+fn routes(backend: &Backend, health: &HealthReporter, policy_changes: bool) -> Result<Routes, ServeError> {
     // Health and the error details too, so that a client which knows nothing can call and read everything.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -336,23 +383,46 @@ fn spawn_grpc(
     let health_service = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health.clone()),
     );
-    let server = tonic::transport::Server::builder()
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .add_service(RouterServer::new(RouterApi::new(backend.clone())))
+    Ok(Routes::new(RouterServer::new(RouterApi::new(backend.clone())))
         .add_service(PolicyServiceServer::new(PolicyApi::new(backend.clone(), policy_changes)))
         .add_service(InfoServer::new(InfoService::new(backend.clone())))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let stopping = tasks.stopping();
-    tasks.spawn(async move {
-        let stopped = async move { stopping.cancelled().await };
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stopped).await {
-            tracing::error!(%error, "the gRPC server ended");
-        }
-    });
+        .add_service(reflection().build_v1alpha()?))
+}
+
+/// Serves `routes` to those who may call, and follows the files that say who that is.
+fn spawn_grpc(
+    listener: TcpListener,
+    routes: Routes,
+    backend: &Backend,
+    (tasks, connections): (&Tasks, &Tasks),
+    config: &TransportConfig,
+) -> Result<(), ServeError> {
+    let metrics = backend.metrics();
+    let tls = config.tls.clone().map(TlsStore::open).transpose()?.map(Arc::new);
+    if let Some(tls) = tls.clone() {
+        let look = move || tls.refresh();
+        tasks.spawn(reload::follow(Reload::Certificates, Arc::clone(metrics), tasks.stopping(), look));
+    }
+    let access = config.access_file.as_deref().map(AccessStore::open).transpose()?.map(Arc::new);
+    if let Some(access) = access.clone() {
+        let look = move || access.refresh(Instant::now());
+        tasks.spawn(reload::follow(Reload::Access, Arc::clone(metrics), tasks.stopping(), look));
+    }
+    let on_this_machine = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    if access.is_some() && tls.is_none() && !on_this_machine {
+        tracing::warn!("tokens cross the network unencrypted unless something in front of this server does TLS");
+    }
+    let listening = Listener {
+        front: Front::new(routes, backend.clone(), access),
+        tls,
+        metrics: Arc::clone(metrics),
+        max_connections: config.max_connections,
+        max_connection_age: config.max_connection_age,
+        tasks: connections.clone(),
+    };
+    tasks.spawn(listening.run(listener));
     Ok(())
 }
 

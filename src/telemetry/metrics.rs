@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::TransportMetrics;
 use super::outcomes::OutcomeMetrics;
 use crate::domain::{Decision, ExperimentArm, FailureKind, NextStep, PolicyRef};
 
@@ -30,6 +31,7 @@ pub struct Metrics {
     batch_sequences: Histogram,
     batch_tokens: Histogram,
     batch_failures: Counter,
+    skipped: Counter,
     wasted: Counter,
     cache: Family<CacheLabels, Counter>,
     cache_entries: Gauge,
@@ -48,6 +50,7 @@ pub struct Metrics {
     outcomes: Arc<OutcomeMetrics>,
     escalations: Family<EscalationLabels, Counter>,
     stability: Family<SignalLabels, Gauge<f64, AtomicU64>>,
+    transport: TransportMetrics,
 }
 
 /// What became of a decision that was to be logged.
@@ -206,6 +209,7 @@ impl Metrics {
             batch_sequences: Histogram::new(doubling(1.0, 9)),
             batch_tokens: Histogram::new(doubling(8.0, 11)),
             batch_failures: Counter::default(),
+            skipped: Counter::default(),
             wasted: Counter::default(),
             cache: Family::default(),
             cache_entries: Gauge::default(),
@@ -224,6 +228,7 @@ impl Metrics {
             outcomes,
             escalations: Family::default(),
             stability: Family::default(),
+            transport: TransportMetrics::default(),
         };
         metrics.register();
         metrics
@@ -244,6 +249,11 @@ impl Metrics {
         r.register(
             "skipped_inferences",
             "Queries dropped unread: expired or cancelled in the queue",
+            self.skipped.clone(),
+        );
+        r.register(
+            "wasted_inferences",
+            "Queries classified though they had expired or been cancelled when the pass began; stays 0",
             self.wasted.clone(),
         );
         r.register("decision_cache_lookups", "Look-ups in the decision cache", self.cache.clone());
@@ -295,6 +305,12 @@ impl Metrics {
             "Policy copies on disk that could not be read or written",
             self.policy_copy_failed.clone(),
         );
+        self.transport.register(r);
+    }
+
+    /// What happens before and beside decisions.
+    pub fn transport(&self) -> &TransportMetrics {
+        &self.transport
     }
 
     /// Those of outcomes, health, limits and shared state.
@@ -414,7 +430,12 @@ impl Metrics {
 
     /// A query was dropped from the queue unread.
     pub fn record_skipped(&self) {
-        self.wasted.inc();
+        self.skipped.inc();
+    }
+
+    /// `n` queries went into a pass though nobody would read their answers.
+    pub fn record_wasted(&self, n: u64) {
+        self.wasted.inc_by(n);
     }
 
     /// A look into the decision cache, and how many entries it has.

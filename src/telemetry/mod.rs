@@ -5,7 +5,9 @@
 mod logs;
 mod metrics;
 mod outcomes;
+mod transport;
 
 pub use logs::{LogFormat, check_log_filter, init_logs};
 pub use metrics::{CacheResult, LogFate, Metrics, PolicyGauges, Stage};
 pub use outcomes::{BreakerGauge, OutcomeMetrics, SessionEffect};
+pub use transport::{Closed, Reload, TransportMetrics};

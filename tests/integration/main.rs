@@ -27,6 +27,7 @@ mod hub;
 mod lifecycle;
 mod outcomes;
 mod overload;
+mod robustness;
 mod state;
 mod support;
 mod tidy;

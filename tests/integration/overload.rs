@@ -21,7 +21,9 @@ fn text_of(client: usize) -> String {
 
 #[tokio::test]
 async fn half_of_the_clients_go_away_and_the_rest_is_answered() {
-    let service = Service::start(RawConfig { decision_cache_entries: Some(0), ..RawConfig::default() });
+    let settings =
+        RawConfig { decision_cache_entries: Some(0), max_wait: Some("30s".parse().unwrap()), ..RawConfig::default() };
+    let service = Service::start(settings);
     let mut clients = JoinSet::new();
     for client in 0..N_CLIENTS {
         let mut router = service.router().await;
@@ -75,7 +77,7 @@ async fn admission_refuses_at_once_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_full_queue_degrades_and_says_so() {
+async fn a_full_queue_refuses_single_queries_and_not_parts_of_a_batch() {
     let settings = RawConfig {
         queue_entries: Some(1),
         tokens_per_pass: Some(1),
@@ -83,38 +85,23 @@ async fn a_full_queue_degrades_and_says_so() {
         ..RawConfig::default()
     };
     let service = Service::start(settings);
-    let requests = (0..N_CLIENTS).map(|client| ask(format!("{client} {}", text_of(4)))).collect();
-    let results = service.router().await.route_batch(proto::RouteBatchRequest { requests }).await.unwrap();
-    let decisions: Vec<proto::Decision> = results
-        .into_inner()
-        .results
-        .into_iter()
-        .map(|result| match result.result.unwrap() {
-            proto::route_result::Result::Decision(decision) => decision,
-            proto::route_result::Result::Error(error) => panic!("{error:?}"),
-        })
-        .collect();
-    let degraded: Vec<_> = decisions.iter().filter(|decision| decision.source() == Source::Degraded).collect();
-    let (n_degraded, n_all) = (degraded.len(), decisions.len());
-    assert!(n_degraded > 0 && n_degraded < n_all, "{n_degraded} of {n_all} were degraded");
-    for decision in degraded {
-        let why: Vec<&str> =
-            decision.reasons.iter().filter(|reason| reason.code == "DEGRADED").map(|reason| &*reason.text).collect();
-        assert!(why.len() == 1 && why[0].starts_with("the classification queue is full; "), "{why:?}");
-        assert!(decision.selected.is_some() && decision.confidence.as_ref().unwrap().value == 0.0);
-    }
-
-    // Signals without a classifier would be invented: Classify refuses instead.
     let mut calls = JoinSet::new();
     for client in 0..N_CLIENTS {
         let mut router = service.router().await;
-        let query = Some(proto::Query { query: format!("{client} {}", text_of(4)), ..Default::default() });
-        calls.spawn(async move { router.classify(proto::ClassifyRequest { query }).await.err() });
+        calls.spawn(async move { router.route(ask(format!("{client} {}", text_of(4)))).await });
     }
-    let errors: Vec<_> = calls.join_all().await.into_iter().flatten().collect();
-    assert!(!errors.is_empty());
-    for status in errors {
+    let (answered, refused): (Vec<_>, Vec<_>) = calls.join_all().await.into_iter().partition(Result::is_ok);
+    assert!(!answered.is_empty() && !refused.is_empty(), "{} of {N_CLIENTS} were refused", refused.len());
+    for status in refused.into_iter().map(Result::unwrap_err) {
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
         assert!(status.get_error_details().retry_info().is_some());
+        let pushback: u64 = status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap();
+        assert!((100..=1_000).contains(&pushback), "{pushback}");
     }
+    assert!(service.metric("pointsman_requests_shed_total").unwrap() > 0.0);
+    // What needs no classifier is answered however much waits for it.
+    assert_eq!(
+        service.router().await.route(ask("hello")).await.unwrap().into_inner().decision.unwrap().source(),
+        Source::Rule
+    );
 }

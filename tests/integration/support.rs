@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pointsman::batch::Engine;
+use pointsman::classifier::Classifier;
 use pointsman::config::{Config, RawConfig};
 use pointsman::rpc::proto;
 use pointsman::rpc::proto::info_client::InfoClient;
@@ -90,12 +92,20 @@ impl Service {
 
     /// A service of one's own: `settings` over ports of the system's choice and the repository's models.
     pub(crate) fn start(settings: RawConfig) -> Self {
+        Self::start_with(settings, |classifier| classifier)
+    }
+
+    /// The same, with an engine of the test's own in place of the classifier.
+    pub(crate) fn start_with<E: Engine + 'static>(
+        settings: RawConfig,
+        engine: impl FnOnce(Arc<Classifier>) -> Arc<E> + Send + 'static,
+    ) -> Self {
         let (started, addresses) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             let drained = runtime.block_on(async {
-                let running = Server::bind(config(settings)).await.unwrap().start().await.unwrap();
+                let running = Server::bind(config(settings)).await.unwrap().start_with(engine).await.unwrap();
                 started.send((running.grpc_address, running.admin_address)).unwrap();
                 // A sender that is gone asks for a stop just as well.
                 stopped.await.unwrap_or(());
@@ -211,6 +221,11 @@ impl Process {
     /// What it has written to standard error.
     pub(crate) fn log(&self) -> String {
         self.stderr.lock().unwrap().clone()
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends SIGTERM or another signal.

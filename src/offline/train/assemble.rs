@@ -107,6 +107,7 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
             rows_by_source: corpus.train_rows_by_source(),
         },
         abilities: report.abilities.clone(),
+        trial: Vec::new(),
         files: BTreeMap::new(),
     };
     let heads = weights.to_bytes()?;

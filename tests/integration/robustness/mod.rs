@@ -1,0 +1,20 @@
+//! The promises of `tests/robustness/README.md`, each with a test that fails without what keeps it.
+//!
+//! `cargo test --test integration robustness::` runs them all; figures are printed with `-- --nocapture`. Bounds of time
+//! are several times what is measured on an idle machine, as tests share theirs; the table has the measured figures.
+
+mod abuse;
+mod access;
+mod cancellation;
+mod deadlines;
+mod drain;
+mod engines;
+mod fuzz;
+mod integrity;
+mod model_reload;
+mod operations;
+mod panics;
+mod poison;
+mod privacy;
+mod raw;
+mod shedding;
