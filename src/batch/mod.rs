@@ -259,10 +259,11 @@ impl Shared {
             };
             if !any_succeeded {
                 failures_left = failures_left.saturating_sub(1);
+                any_succeeded = failures_left == 0 && self.still_works();
             }
             let now = Instant::now();
             failed.retain(|entry| !entry.is_waste(now));
-            if failed.len() <= 1 || failures_left == 0 {
+            if failed.len() <= 1 || failures_left == 0 && !any_succeeded {
                 failed.into_iter().for_each(|entry| entry.answer(Err(BatchError::Failed)));
                 continue;
             }

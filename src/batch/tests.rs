@@ -150,6 +150,29 @@ async fn inputs_at_fault_do_not_pass_for_a_broken_encoder() {
 }
 
 #[tokio::test]
+async fn one_sound_query_among_many_at_fault_is_found() {
+    let (batcher, fake, metrics) = start(Fake::default(), options());
+    assert_eq!(classify(&batcher, 1, Terms::default()).await, Ok(1));
+    fake.hold(true);
+    let mut calls = tokio::task::JoinSet::new();
+    let call = |n_tokens: usize| {
+        let batcher = Arc::clone(&batcher);
+        async move { (n_tokens, classify(&batcher, n_tokens, Terms::default()).await) }
+    };
+    calls.spawn(call(2));
+    until(|| fake.passes.load(Ordering::SeqCst) == 2).await;
+    for (n, n_tokens) in [POISON; 16].into_iter().chain([3]).enumerate() {
+        calls.spawn(call(n_tokens));
+        until(|| metric(&metrics, "pointsman_queue_entries") == (n + 1) as f64).await;
+    }
+    fake.hold(false);
+    for (n_tokens, answer) in calls.join_all().await {
+        let expected = if n_tokens == POISON { Err(BatchError::Failed) } else { Ok(n_tokens as u32) };
+        assert_eq!(answer, expected);
+    }
+}
+
+#[tokio::test]
 async fn cancelled_and_expired_queries_never_reach_the_engine() {
     let (batcher, fake, metrics) = start(Fake::default(), options());
     fake.hold(true);

@@ -360,7 +360,8 @@ async fn a_deadline_that_passed_on_arrival_is_an_error() {
 #[tokio::test]
 async fn a_deadline_too_near_for_the_queue_gets_a_degraded_answer_at_once() {
     // One text a pass: what waits is what the estimate sees.
-    let service = Service::start(RawConfig { tokens_per_pass: Some(1), ..RawConfig::default() });
+    let service =
+        Service::start(RawConfig { tokens_per_pass: Some(1), max_wait: Some(long_wait()), ..RawConfig::default() });
     let (pass, crowd) = crowd(&service, 60).await;
     eventually("a queue", async || service.metric("pointsman_queue_entries").filter(|n| *n > 30.0)).await;
     let decision = route_within(&service, 5 * pass).await;
@@ -373,11 +374,20 @@ async fn a_deadline_too_near_for_the_queue_gets_a_degraded_answer_at_once() {
 #[tokio::test]
 async fn a_pass_that_outlasts_the_deadline_does_not_take_the_answer_with_it() {
     // Whatever waits goes into one pass: the queue is empty and the encoder is busy for long.
-    let service = Service::start(RawConfig { tokens_per_pass: Some(1_000_000), ..RawConfig::default() });
+    let service = Service::start(RawConfig {
+        tokens_per_pass: Some(1_000_000),
+        max_wait: Some(long_wait()),
+        ..RawConfig::default()
+    });
     let (pass, crowd) = crowd(&service, 40).await;
     let decision = route_within(&service, (5 * pass).max(Duration::from_millis(100))).await;
     check_degraded(&decision);
     crowd.abort();
+}
+
+/// Longer than anything waits here: it is the deadline that counts.
+fn long_wait() -> pointsman::config::PositiveDuration {
+    "1h".parse().unwrap()
 }
 
 async fn route_within(service: &Service, timeout: Duration) -> proto::Decision {
