@@ -379,7 +379,7 @@ async fn a_pass_that_outlasts_the_deadline_does_not_take_the_answer_with_it() {
         max_wait: Some(long_wait()),
         ..RawConfig::default()
     });
-    let (pass, crowd) = crowd(&service, 40).await;
+    let (pass, crowd) = crowd(&service, 150).await;
     let decision = route_within(&service, (5 * pass).max(Duration::from_millis(100))).await;
     check_degraded(&decision);
     crowd.abort();
