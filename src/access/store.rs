@@ -10,7 +10,7 @@ use super::{Access, AccessError};
 
 /// The access file in force.
 ///
-/// A file that becomes unusable leaves the last good one in force for [`GRACE`], so that a half-written edit does not
+/// A file that becomes unusable leaves the last good one in force for a minute, so that a half-written edit does not
 /// turn everybody away. After that nobody is let in: whom the file no longer vouches for must not stay by its absence.
 #[derive(Debug)]
 pub struct AccessStore {
@@ -41,7 +41,7 @@ impl AccessStore {
     /// Reads the file and its token files again; true when they have changed.
     ///
     /// # Errors
-    /// When they cannot be used; after [`GRACE`] of that nobody may call.
+    /// When they cannot be used; after a minute of that nobody may call.
     pub fn refresh(&self, now: Instant) -> Result<bool, AccessError> {
         let read = Access::load(&self.path);
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
