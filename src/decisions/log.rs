@@ -2,10 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 
@@ -13,18 +10,17 @@ use super::escalation::EscalationRecord;
 use super::files::{FileOptions, Files};
 use super::line::{Line, Lines};
 use super::record::{Context, DecisionRecord};
+use super::writer::{LogKind, LogWriter};
 use crate::domain::{ClassifierRef, TierControl};
 use crate::policy::Policy;
-use crate::telemetry::{LogFate, Metrics};
+use crate::telemetry::Metrics;
 
 /// The decision log. Shared by all requests.
 #[derive(Debug)]
 pub struct DecisionLog {
-    metrics: Arc<Metrics>,
     capacity: usize,
     recent: Mutex<VecDeque<Entry>>,
-    writer: Option<SyncSender<Message>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    writer: Option<LogWriter<(Line, Arc<Context>)>>,
     keep_text: bool,
     context: ArcSwapOption<Context>,
 }
@@ -63,19 +59,10 @@ struct Entry {
     context: Arc<Context>,
 }
 
-#[derive(Debug)]
-enum Message {
-    Line(Line, Arc<Context>),
-    /// Write what came before and end.
-    Close,
-}
-
 /// Names of a decision log's files begin with this.
 pub const DECISIONS: &str = "decisions";
 /// Decisions that may wait for the disk; at 10,000 a second half a second of a disk that stands still.
 const QUEUE: usize = 4_096;
-/// How long the files are left alone after an error.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 // === impl DecisionLog ===
 
@@ -85,24 +72,24 @@ impl DecisionLog {
     /// # Errors
     /// When the folder or the thread cannot be had.
     pub fn start(options: LogOptions, metrics: Arc<Metrics>) -> Result<Self, LogError> {
-        let (writer, thread) = match options.files {
-            None => (None, None),
+        let writer = match options.files {
+            None => None,
             Some(files) => {
                 let dir = files.dir.clone();
                 let files = Files::open(files, DECISIONS).map_err(|source| LogError::Folder { dir, source })?;
-                let (sender, receiver) = sync_channel(QUEUE);
-                let metrics = Arc::clone(&metrics);
-                let run = move || Writer { files, metrics, broken_until: None }.run(&receiver);
-                let thread = std::thread::Builder::new().name("decision-log".to_owned()).spawn(run);
-                (Some(sender), Some(thread.map_err(LogError::Thread)?))
+                let kind = LogKind {
+                    name: "decision",
+                    capacity: QUEUE,
+                    append: |files: &mut Files, (line, context): &(Line, Arc<Context>)| files.append(line, context),
+                    count: Arc::new(move |fate, n| metrics.record_logged(fate, n)),
+                };
+                Some(LogWriter::start(files, kind).map_err(LogError::Thread)?)
             }
         };
         Ok(Self {
-            metrics,
             capacity: options.recent,
             recent: Mutex::new(VecDeque::with_capacity(options.recent.min(QUEUE))),
             writer,
-            thread: Mutex::new(thread),
             keep_text: options.keep_text,
             context: ArcSwapOption::empty(),
         })
@@ -157,11 +144,8 @@ impl DecisionLog {
     }
 
     fn write(&self, line: Line, context: Arc<Context>) {
-        let Some(writer) = &self.writer else { return };
-        match writer.try_send(Message::Line(line, context)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => self.metrics.record_logged(LogFate::QueueFull, 1),
-            Err(TrySendError::Disconnected(_)) => self.metrics.record_logged(LogFate::Closed, 1),
+        if let Some(writer) = &self.writer {
+            writer.write((line, context));
         }
     }
 
@@ -179,85 +163,8 @@ impl DecisionLog {
 
     /// Writes what is queued and ends the thread; blocks until the disk has it. Later decisions are not written.
     pub fn close(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (Some(writer), Some(thread)) = (&self.writer, thread)
-            && writer.send(Message::Close).is_ok()
-            && thread.join().is_err()
-        {
-            tracing::error!("the decision log's thread panicked");
-        }
-    }
-}
-
-impl Drop for DecisionLog {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// The thread that writes.
-struct Writer {
-    files: Files,
-    metrics: Arc<Metrics>,
-    broken_until: Option<Instant>,
-}
-
-// === impl Writer ===
-
-impl Writer {
-    fn run(mut self, receiver: &Receiver<Message>) {
-        loop {
-            let message = match receiver.try_recv() {
-                Ok(message) => message,
-                Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => {
-                    // Nothing waits: what is in the buffer can be read from the file now.
-                    let flushed = self.files.flush();
-                    self.count(flushed);
-                    match receiver.recv_timeout(RETRY_AFTER) {
-                        Ok(message) => message,
-                        Err(RecvTimeoutError::Timeout) => continue,
-                        Err(RecvTimeoutError::Disconnected) => break,
-                    }
-                }
-            };
-            match message {
-                Message::Line(line, context) => self.write(&line, &context),
-                Message::Close => break,
-            }
-        }
-        let finished = self.files.finish();
-        self.count(finished);
-    }
-
-    fn write(&mut self, line: &Line, context: &Arc<Context>) {
-        if self.broken_until.is_some_and(|until| Instant::now() < until) {
-            self.metrics.record_logged(LogFate::Failed, 1);
-            return;
-        }
-        let appended = self.files.append(line, context);
-        if appended.is_err() {
-            self.metrics.record_logged(LogFate::Failed, 1);
-        }
-        self.count(appended);
-    }
-
-    fn count(&mut self, written: io::Result<u64>) {
-        match written {
-            Ok(n) => {
-                if n > 0 && self.broken_until.take().is_some() {
-                    tracing::info!("the decision log can be written again");
-                }
-                self.metrics.record_logged(LogFate::Written, n);
-            }
-            Err(error) => {
-                // Once per failure and not once per decision; serving goes on.
-                if self.broken_until.is_none() {
-                    tracing::warn!(%error, "the decision log cannot be written; decisions are dropped");
-                }
-                self.metrics.record_logged(LogFate::Failed, self.files.lose());
-                self.broken_until = Some(Instant::now() + RETRY_AFTER);
-            }
+        if let Some(writer) = &self.writer {
+            writer.close();
         }
     }
 }

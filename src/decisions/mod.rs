@@ -13,6 +13,7 @@ mod outcomes;
 mod record;
 mod replay;
 mod simulate;
+mod writer;
 
 #[cfg(test)]
 mod tests;

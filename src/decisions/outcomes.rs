@@ -2,30 +2,18 @@
 //!
 //! As with decisions, no request waits for the disk: what the queue has no room for is dropped and counted.
 
-use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use super::files::{FileOptions, Files};
 use super::log::LogError;
+use super::writer::{LogKind, LogWriter};
 use crate::domain::OutcomeReport;
-use crate::telemetry::{LogFate, OutcomeMetrics};
+use crate::telemetry::OutcomeMetrics;
 
 /// The outcome log. Shared by all requests.
 #[derive(Debug)]
 pub struct OutcomeLog {
-    metrics: Arc<OutcomeMetrics>,
-    writer: SyncSender<Message>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-#[derive(Debug)]
-enum Message {
-    Outcome(Box<OutcomeReport>),
-    /// Write what came before and end.
-    Close,
+    writer: LogWriter<OutcomeReport>,
 }
 
 /// What was read of an outcome log.
@@ -41,8 +29,6 @@ pub struct OutcomeLines {
 pub const OUTCOMES: &str = "outcomes";
 /// Outcomes that may wait for the disk.
 const QUEUE: usize = 8_192;
-/// How long the files are left alone after an error.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 // === impl OutcomeLog ===
 
@@ -54,37 +40,26 @@ impl OutcomeLog {
     pub fn start(options: FileOptions, metrics: Arc<OutcomeMetrics>) -> Result<Self, LogError> {
         let dir = options.dir.clone();
         let files = Files::open(options, OUTCOMES).map_err(|source| LogError::Folder { dir, source })?;
-        let (writer, receiver) = sync_channel(QUEUE);
-        let own = Arc::clone(&metrics);
-        let run = move || Writer { files, metrics: own, broken_until: None }.run(&receiver);
-        let thread = std::thread::Builder::new().name("outcome-log".to_owned()).spawn(run).map_err(LogError::Thread)?;
-        Ok(Self { metrics, writer, thread: Mutex::new(Some(thread)) })
+        let writer = LogWriter::start(
+            files,
+            LogKind {
+                name: "outcome",
+                capacity: QUEUE,
+                append: |files, report| files.append_json(report),
+                count: Arc::new(move |fate, n| metrics.record_logged(fate, n)),
+            },
+        );
+        Ok(Self { writer: writer.map_err(LogError::Thread)? })
     }
 
     /// Takes an outcome; never waits. One that the queue has no room for is not written, and counted.
     pub fn record(&self, report: OutcomeReport) {
-        match self.writer.try_send(Message::Outcome(Box::new(report))) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => self.metrics.record_logged(LogFate::QueueFull, 1),
-            Err(TrySendError::Disconnected(_)) => self.metrics.record_logged(LogFate::Closed, 1),
-        }
+        self.writer.write(report);
     }
 
     /// Writes what is queued and ends the thread; blocks until the disk has it. Later outcomes are not written.
     pub fn close(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && self.writer.send(Message::Close).is_ok()
-            && thread.join().is_err()
-        {
-            tracing::error!("the outcome log's thread panicked");
-        }
-    }
-}
-
-impl Drop for OutcomeLog {
-    fn drop(&mut self) {
-        self.close();
+        self.writer.close();
     }
 }
 
@@ -100,75 +75,10 @@ pub fn read_outcomes<'a>(lines: impl IntoIterator<Item = &'a str>) -> OutcomeLin
     read
 }
 
-/// The thread that writes.
-struct Writer {
-    files: Files,
-    metrics: Arc<OutcomeMetrics>,
-    broken_until: Option<Instant>,
-}
-
-// === impl Writer ===
-
-impl Writer {
-    fn run(mut self, receiver: &Receiver<Message>) {
-        loop {
-            let message = match receiver.try_recv() {
-                Ok(message) => message,
-                Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => {
-                    // Nothing waits: what is in the buffer can be read from the file now.
-                    let flushed = self.files.flush();
-                    self.count(flushed);
-                    match receiver.recv_timeout(RETRY_AFTER) {
-                        Ok(message) => message,
-                        Err(RecvTimeoutError::Timeout) => continue,
-                        Err(RecvTimeoutError::Disconnected) => break,
-                    }
-                }
-            };
-            match message {
-                Message::Outcome(report) => self.write(&report),
-                Message::Close => break,
-            }
-        }
-        let finished = self.files.finish();
-        self.count(finished);
-    }
-
-    fn write(&mut self, report: &OutcomeReport) {
-        if self.broken_until.is_some_and(|until| Instant::now() < until) {
-            self.metrics.record_logged(LogFate::Failed, 1);
-            return;
-        }
-        let appended = self.files.append_json(report);
-        if appended.is_err() {
-            self.metrics.record_logged(LogFate::Failed, 1);
-        }
-        self.count(appended);
-    }
-
-    fn count(&mut self, written: io::Result<u64>) {
-        match written {
-            Ok(n) => {
-                if n > 0 && self.broken_until.take().is_some() {
-                    tracing::info!("the outcome log can be written again");
-                }
-                self.metrics.record_logged(LogFate::Written, n);
-            }
-            Err(error) => {
-                // Once per failure and not once per outcome; serving goes on.
-                if self.broken_until.is_none() {
-                    tracing::warn!(%error, "the outcome log cannot be written; outcomes are dropped");
-                }
-                self.metrics.record_logged(LogFate::Failed, self.files.lose());
-                self.broken_until = Some(Instant::now() + RETRY_AFTER);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::telemetry::Metrics;
 
