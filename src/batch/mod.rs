@@ -67,6 +67,8 @@ pub struct Classified {
     pub classification: Classification,
     /// Time in the queue.
     pub queued: Duration,
+    /// When the pass began.
+    pub began: Instant,
     /// Time of the pass, shared with the other queries in it.
     pub inference: Duration,
 }
@@ -303,7 +305,7 @@ impl Shared {
                 }
                 for (entry, classification) in batch.into_iter().zip(classifications) {
                     let queued = started.saturating_duration_since(entry.arrived);
-                    entry.answer(Ok(Classified { classification, queued, inference }));
+                    entry.answer(Ok(Classified { classification, queued, began: started, inference }));
                 }
                 Ok(())
             }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use crate::config::{Config, RawConfig};
 use crate::serve::{Drained, Running, Server};
-use crate::telemetry::{LogFormat, check_log_filter, init_logs};
+use crate::telemetry::{LogFormat, Traces, check_log_filter, init_logs};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -76,6 +76,9 @@ fn read_config(file: Option<PathBuf>, flags: RawConfig) -> anyhow::Result<Config
     let file = file.map_or_else(|| Ok(RawConfig::default()), |path| Config::read_file(&path))?;
     let config = Config::from_raw(flags, file)?;
     check_log_filter(&config.log_filter).context("log_filter")?;
+    if config.traces.is_some() {
+        Traces::check_built().context("otlp_endpoint")?;
+    }
     Ok(config)
 }
 

@@ -5,6 +5,7 @@
 
 mod policy;
 mod raw;
+mod traces;
 mod transport;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use policy::{PolicyConfig, PolicyPlace, WhenStale};
 pub use raw::{PositiveDuration, RawConfig};
+pub use traces::TracesConfig;
 pub use transport::{TlsConfig, TransportConfig};
 
 /// Everything `serve` needs, validated.
@@ -76,6 +78,8 @@ pub struct Config {
     pub transport: TransportConfig,
     /// How often it is looked whether there is another model.
     pub model_poll_interval: Duration,
+    /// Where traces go; `None`: there are none.
+    pub traces: Option<TracesConfig>,
     /// How log lines look.
     pub log_format: String,
     /// Which log lines are written.
@@ -153,6 +157,7 @@ impl Config {
         let raw = flags.over(file);
         let listen = address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?;
         let transport = TransportConfig::from_raw(&raw)?;
+        let traces = TracesConfig::from_raw(&raw)?;
         let config = Self {
             listen,
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
@@ -182,6 +187,7 @@ impl Config {
             continuation_keys_file: raw.continuation_keys_file,
             continuation_ttl: raw.continuation_ttl.map_or(DEFAULT_CONTINUATION_TTL, |value| value.0),
             transport,
+            traces,
             model_poll_interval: raw.model_poll_interval.map_or(DEFAULT_MODEL_POLL, |value| value.0),
             log_format: raw.log_format.unwrap_or_else(|| "text".into()),
             log_filter: raw.log_filter.unwrap_or_else(|| "info".into()),

@@ -155,6 +155,13 @@ pub struct RawConfig {
     /// How often it is looked whether the model directory has another manifest, with unit [default: 5s].
     #[arg(long, env = "POINTSMAN_MODEL_POLL_INTERVAL", value_name = "DURATION")]
     pub model_poll_interval: Option<PositiveDuration>,
+    /// OpenTelemetry collector that traces are sent to by gRPC, http://HOST:PORT or https://HOST:PORT (needs a build
+    /// with --features otel) [default: no traces].
+    #[arg(long, env = "POINTSMAN_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Share of calls that are traced, 0 to 1, where their callers do not say [default: 0.01].
+    #[arg(long, env = "POINTSMAN_OTLP_SAMPLE_RATIO", value_name = "SHARE")]
+    pub otlp_sample_ratio: Option<f64>,
     /// How log lines look: text or json [default: text].
     #[arg(long, env = "POINTSMAN_LOG_FORMAT")]
     pub log_format: Option<String>,
@@ -219,6 +226,8 @@ impl RawConfig {
             tls_client_ca_file: self.tls_client_ca_file.or(lower.tls_client_ca_file),
             access_file: self.access_file.or(lower.access_file),
             model_poll_interval: self.model_poll_interval.or(lower.model_poll_interval),
+            otlp_endpoint: self.otlp_endpoint.or(lower.otlp_endpoint),
+            otlp_sample_ratio: self.otlp_sample_ratio.or(lower.otlp_sample_ratio),
             log_format: self.log_format.or(lower.log_format),
             log_filter: self.log_filter.or(lower.log_filter),
         }

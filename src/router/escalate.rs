@@ -13,6 +13,7 @@ use crate::domain::{
 use crate::policy::{Advance, Scope, sticky_hash};
 use crate::rules::RuleOutcome;
 use crate::sources::{ActivePolicy, Standing};
+use crate::telemetry::Stage;
 use crate::text::Prepared;
 
 /// Asks for the next step of a cascade.
@@ -165,7 +166,7 @@ impl Router {
             String::new()
         });
         let calibrated = continuation.confidence_of == ConfidenceOf::TierSuffices;
-        clock.timings.policy_us = clock.elapsed_us();
+        clock.mark(Stage::Policy, clock.started, clock.started.elapsed());
         let mut decision = Decision {
             decision_id: id.to_string(),
             request_id: continuation.request_id,

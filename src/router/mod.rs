@@ -11,7 +11,7 @@ mod languages;
 mod loaded;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -26,7 +26,7 @@ use crate::domain::{
 use crate::policy::{Assignment, KeyDigest, NoCandidate, Resolution, ScopeError, Signals};
 use crate::rules::RuleInput;
 use crate::sources::{ActivePolicy, Origin, PolicyStale, PolicyStore, Standing};
-use crate::telemetry::{Metrics, Stage};
+use crate::telemetry::{Metrics, Stage, traces};
 use crate::text::Prepared;
 use escalate::Beginning;
 pub use escalate::EscalateQuery;
@@ -242,7 +242,7 @@ impl Router {
         };
         let scope = scope.with_experiments(&assignment);
 
-        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
+        let prepared = clock.time(Stage::Text, || self.languages.prepare(&query.content));
         let caller = Caller {
             session_id: &query.session_id,
             tenant: &query.tenant,
@@ -258,13 +258,10 @@ impl Router {
             tenant: &query.tenant,
             role: &query.role,
         };
-        let (rules, matches) = clock.time(
-            |timings| &mut timings.rules_us,
-            || match self.log {
-                Some(_) => scope.rules().observe(&input),
-                None => (scope.rules().evaluate(&input), Vec::new()),
-            },
-        );
+        let (rules, matches) = clock.time(Stage::Rules, || match self.log {
+            Some(_) => scope.rules().observe(&input),
+            None => (scope.rules().evaluate(&input), Vec::new()),
+        });
         let needed = !scope.decisive(&rules);
         let consulted = if needed {
             self.consult(&loaded, &prepared, query, terms, &mut clock).await
@@ -287,7 +284,7 @@ impl Router {
         let decision_id = uuid::Uuid::now_v7().to_string();
         let started = Instant::now();
         let resolved = self.governor.decide(&scope, &signals, &mut begun, (&decision_id, caller)).await?;
-        clock.timings.policy_us = Stage::micros(started.elapsed());
+        clock.mark(Stage::Policy, started, started.elapsed());
         if let Some(stability) = consulted.classification.as_deref().and_then(|found| self.drift.record(found)) {
             self.metrics.set_stability(&stability);
         }
@@ -343,7 +340,7 @@ impl Router {
         query.check()?;
         let loaded = self.loaded.load_full();
         let mut clock = Clock::start();
-        let prepared = clock.time(|timings| &mut timings.text_us, || self.languages.prepare(&query.content));
+        let prepared = clock.time(Stage::Text, || self.languages.prepare(&query.content));
         let consulted = self.consult(&loaded, &prepared, query, terms.into(), &mut clock).await;
         let Some(classification) = consulted.classification else {
             return Err(consulted.failure.unwrap_or(BatchError::Failed).into());
@@ -405,9 +402,9 @@ impl Router {
             }
         }
         match loaded.classify(prepared, query.priority, terms).await {
-            Ok(Classified { classification, queued, inference }) => {
-                clock.timings.queue_us = Stage::micros(queued);
-                clock.timings.inference_us = Stage::micros(inference);
+            Ok(Classified { classification, queued, began, inference }) => {
+                clock.mark(Stage::Queue, began.checked_sub(queued).unwrap_or(began), queued);
+                clock.mark(Stage::Inference, began, inference);
                 let classification = Arc::new(classification);
                 if let Some((cache, key)) = key {
                     cache.insert(key, Arc::clone(&classification));
@@ -494,15 +491,24 @@ impl Clock {
         Self { started: Instant::now(), timings: Timings::default() }
     }
 
-    fn time<T>(&mut self, slot: impl FnOnce(&mut Timings) -> &mut u64, work: impl FnOnce() -> T) -> T {
+    fn time<T>(&mut self, stage: Stage, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
         let result = work();
-        *slot(&mut self.timings) = Stage::micros(started.elapsed());
+        self.mark(stage, started, started.elapsed());
         result
     }
 
-    fn elapsed_us(&self) -> u64 {
-        Stage::micros(self.started.elapsed())
+    fn mark(&mut self, stage: Stage, started: Instant, took: Duration) {
+        traces::stage(stage, started, took);
+        let timings = &mut self.timings;
+        *match stage {
+            Stage::Text => &mut timings.text_us,
+            Stage::Rules => &mut timings.rules_us,
+            Stage::Queue => &mut timings.queue_us,
+            Stage::Inference => &mut timings.inference_us,
+            Stage::Policy => &mut timings.policy_us,
+            Stage::Total => &mut timings.total_us,
+        } = Stage::micros(took);
     }
 
     fn stop(mut self) -> Timings {

@@ -20,13 +20,15 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Extensions, Status};
+use tonic::{Code, Extensions, Status};
 use tower::Service as _;
 
 use super::admission::Admitted;
 use super::methods::{self, For, Method};
 use super::{Backend, deadline, status};
 use crate::access::{AccessStore, Caller, Denied, Shown};
+use crate::telemetry::Traces;
+use crate::telemetry::traces::Span;
 
 /// Whom a connection leads to.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +43,7 @@ pub struct Front {
     routes: Routes,
     backend: Backend,
     access: Option<Arc<AccessStore>>,
+    traces: Traces,
 }
 
 /// A call that is counted until the last byte of its answer has been handed to the connection.
@@ -68,6 +71,7 @@ struct Outgoing {
     deadline: Option<Pin<Box<Sleep>>>,
     backend: Backend,
     ended: bool,
+    span: Span,
     _held: Held,
 }
 
@@ -80,7 +84,13 @@ const UNARY_LIMIT: Duration = Duration::from_secs(60);
 impl Front {
     /// Answers with `routes`; callers are let in by `access`, everybody without it.
     pub fn new(routes: Routes, backend: Backend, access: Option<Arc<AccessStore>>) -> Self {
-        Self { routes: routes.prepare(), backend, access }
+        Self { routes: routes.prepare(), backend, access, traces: Traces::default() }
+    }
+
+    /// Traces calls from now on; not health checks, which would be most of what is seen.
+    #[must_use]
+    pub fn with_traces(self, traces: Traces) -> Self {
+        Self { traces, ..self }
     }
 
     /// Answers one call.
@@ -91,7 +101,10 @@ impl Front {
     {
         let arrived = Instant::now();
         let method = methods::of_path(request.uri().path());
+        let is_traced = method.for_whom != For::Everybody;
+        let span = if is_traced { self.traces.call(method.name, request.headers(), arrived) } else { Span::default() };
         let refuse = |status: Box<Status>| {
+            span.answered(status.code().into());
             self.backend.metrics().record_request(method.name, format!("{:?}", status.code()));
             status.into_http()
         };
@@ -100,23 +113,29 @@ impl Front {
             Ok(held) => held,
             Err(status) => return refuse(status),
         };
+        span.stage("admission", arrived, arrived.elapsed());
         if let Some(deadline) = deadline {
             deadline::attach(request.extensions_mut(), deadline);
         }
         let left = method.max_body.unwrap_or(usize::MAX);
         let mut routes = self.routes.clone();
         // A panic costs the call, not the connection with all its other calls.
-        let answer = AssertUnwindSafe(routes.call(request.map(|body| Incoming { body, left }))).catch_unwind();
+        let answer = routes.call(request.map(|body| Incoming { body, left }));
+        let answer = AssertUnwindSafe(span.clone().scope(answer)).catch_unwind();
         let until = deadline.or_else(|| (!method.is_open_ended).then(|| arrived + UNARY_LIMIT));
         let answered = match until {
             Some(until) => tokio::time::timeout_at(until.into(), answer).await,
             None => Ok(answer.await),
         };
         match answered {
-            Ok(Ok(Ok(response))) => response.map(|body| {
-                let deadline = until.map(|until| Box::pin(tokio::time::sleep_until(until.into())));
-                Body::new(Outgoing { body, deadline, backend: self.backend.clone(), ended: false, _held: held })
-            }),
+            Ok(Ok(Ok(response))) => {
+                tell_code(&span, response.headers());
+                response.map(|body| {
+                    let deadline = until.map(|until| Box::pin(tokio::time::sleep_until(until.into())));
+                    let backend = self.backend.clone();
+                    Body::new(Outgoing { body, deadline, backend, ended: false, span, _held: held })
+                })
+            }
             Ok(Err(_)) => {
                 self.backend.metrics().transport().record_panic();
                 refuse(Box::new(status::panicked()))
@@ -160,6 +179,13 @@ impl Front {
             None => None,
         };
         Ok(Held { _open: open, _admitted: admitted })
+    }
+}
+
+/// Tells a call's span the code in the headers or trailers of its answer, if it is there.
+fn tell_code(span: &Span, headers: &HeaderMap) {
+    if let Some(code) = headers.get("grpc-status") {
+        span.answered(Code::from_bytes(code.as_bytes()).into());
     }
 }
 
@@ -231,6 +257,7 @@ impl Outgoing {
     /// Ends the answer with `status`, and whatever was still making it.
     fn end(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.ended = true;
+        self.span.answered(status.code().into());
         self.body = Body::empty();
         let mut trailers = HeaderMap::new();
         Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
@@ -245,9 +272,18 @@ impl HttpBody for Outgoing {
         if self.ended {
             return Poll::Ready(None);
         }
-        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.body).poll_frame(context))) {
+        // A stream's answers are made as they are asked for.
+        let Self { body, span, .. } = &mut *self;
+        match span.enter(|| catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(context)))) {
             Ok(Poll::Pending) => {}
-            Ok(frame) => return frame,
+            Ok(frame) => {
+                if let Poll::Ready(Some(Ok(frame))) = &frame
+                    && let Some(trailers) = frame.trailers_ref()
+                {
+                    tell_code(&self.span, trailers);
+                }
+                return frame;
+            }
             Err(_) => {
                 self.backend.metrics().transport().record_panic();
                 return self.end(&status::panicked());

@@ -12,6 +12,7 @@ use super::{Backend, convert, deadline, front, status};
 use crate::batch::{BatchError, Terms};
 use crate::domain::Priority;
 use crate::router::DecideError;
+use crate::telemetry::traces::Span;
 
 /// Most requests of one batch call.
 const MAX_BATCH: usize = 256;
@@ -46,13 +47,15 @@ impl RouterApi {
         request.tenant = front::tenant_of(call, request.tenant, &self.backend)?;
         let query = convert::route_request(request)?;
         let request_id = query.request_id.clone();
-        let decided = router.decide(&query, terms).await;
+        let span = Span::part("decide");
+        let decided = span.clone().scope(router.decide(&query, terms)).await;
         let decision = decided.map_err(|error| {
             let status = self.refusal(error);
             let (code, why) = (status.code(), status.message());
             tracing::info!(%request_id, ?code, why, bytes = query.text_bytes(), "refused");
             Box::new(status)
         })?;
+        span.decided(&decision);
         Ok(convert::decision(decision))
     }
 

@@ -30,7 +30,7 @@ use crate::artifact::default_roots;
 use crate::batch::{BatchOptions, Engine};
 use crate::cascade::KeyError;
 use crate::classifier::{Classifier, LoadError, LoadOptions};
-use crate::config::{Config, StateUrl, TransportConfig};
+use crate::config::{Config, StateUrl, TracesConfig, TransportConfig};
 use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions, OutcomeLog};
 use crate::encoder::{EncoderError, available_threads, open_device};
 use crate::router::{DecideError, Governor, Router, RouterOptions};
@@ -40,7 +40,7 @@ use crate::rpc::proto::{
 use crate::rpc::{Backend, Front, InfoService, PolicyApi, RouterApi};
 use crate::sources::{PolicyStore, RefreshError, SignatureError, TlsError};
 use crate::state::{State, StateError, StateOptions};
-use crate::telemetry::{Metrics, Reload};
+use crate::telemetry::{Metrics, Reload, TraceOptions, Traces, TracesError};
 use listener::Listener;
 use tls::TlsStore;
 
@@ -95,6 +95,9 @@ pub enum ServeError {
     /// The access file cannot be used.
     #[error("cannot tell who may call")]
     Access(#[from] AccessError),
+    /// Traces cannot be sent as it is set.
+    #[error("cannot send traces")]
+    Traces(#[from] TracesError),
     /// A task of the server ended by itself.
     #[error("a server task failed")]
     Task(#[from] tokio::task::JoinError),
@@ -119,6 +122,7 @@ pub struct Running {
     tasks: Tasks,
     connections: Tasks,
     log: Arc<DecisionLog>,
+    traces: Traces,
     drain: (Duration, Duration),
     /// Where gRPC is served.
     pub grpc_address: SocketAddr,
@@ -144,6 +148,8 @@ const LINGER_LOOKS: u32 = 25;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Time for the decision log to reach the disk after the last request.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the last traces to reach the collector.
+const TRACES_TIMEOUT: Duration = Duration::from_secs(2);
 /// Names that health checks ask about; the empty one is the server as a whole.
 const HEALTH_SERVICES: [&str; 4] = ["", "pointsman.v1.Router", "pointsman.v1.PolicyService", "pointsman.v1.Info"];
 
@@ -198,7 +204,9 @@ impl Server {
         set_health(&health, ServingStatus::NotServing).await;
         let connections = tasks.group();
         let services = routes(&backend, &health, config.policy.changes)?;
-        spawn_grpc(grpc, services, &backend, (&tasks, &connections), &config.transport)?;
+        let traces = start_traces(&config, backend.metrics())?;
+        let front = (services, traces.clone());
+        spawn_grpc(grpc, front, &backend, (&tasks, &connections), &config.transport)?;
         tasks.spawn(admin::serve(admin, backend.clone(), tasks.clone()));
 
         let classifier = Arc::new(load_classifier(&config).await?);
@@ -233,6 +241,7 @@ impl Server {
             tasks,
             connections,
             log,
+            traces,
             drain,
             grpc_address: addresses.0,
             admin_address: addresses.1,
@@ -275,26 +284,34 @@ impl Running {
         if tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await.is_err() {
             tracing::debug!("some tasks are left to the end of the process");
         }
-        finish_log(self.log).await;
+        let (log, traces) = (self.log, self.traces);
+        finish("decision log", LOG_TIMEOUT, move || log.close()).await;
+        finish("traces", TRACES_TIMEOUT, move || traces.finish(TRACES_TIMEOUT)).await;
         drained
     }
 }
 
-/// Writes out the decision log, as far as the disk goes along.
+/// Writes or sends out the last of something, as far as the disk or the network goes along.
 ///
 /// On a thread of its own: the runtime waits for its blocking tasks when it ends, and a disk that stands still would
 /// hold the process for ever.
-async fn finish_log(log: Arc<DecisionLog>) {
+async fn finish(what: &'static str, timeout: Duration, close: impl FnOnce() + Send + 'static) {
     let (done, closed) = tokio::sync::oneshot::channel();
     let close = move || {
-        log.close();
+        close();
         // Nobody waits any more when it took too long.
         done.send(()).unwrap_or_default();
     };
-    let started = std::thread::Builder::new().name("decision-log-close".to_owned()).spawn(close);
-    if started.is_err() || !matches!(tokio::time::timeout(LOG_TIMEOUT, closed).await, Ok(Ok(()))) {
-        tracing::warn!("the decision log could not be finished in time");
+    let started = std::thread::Builder::new().name("pointsman-finish".to_owned()).spawn(close);
+    if started.is_err() || !matches!(tokio::time::timeout(timeout, closed).await, Ok(Ok(()))) {
+        tracing::warn!(what, "could not be finished in time");
     }
+}
+
+/// Traces as `config` wants them.
+fn start_traces(config: &Config, metrics: &Arc<Metrics>) -> Result<Traces, TracesError> {
+    let Some(TracesConfig { endpoint, sample_ratio }) = config.traces.clone() else { return Ok(Traces::default()) };
+    Traces::start(&TraceOptions { endpoint, sample_ratio }, Arc::clone(metrics))
 }
 
 /// Ends when no request has been in flight for [`LINGER`].
@@ -394,7 +411,7 @@ fn routes(backend: &Backend, health: &HealthReporter, policy_changes: bool) -> R
 /// Serves `routes` to those who may call, and follows the files that say who that is.
 fn spawn_grpc(
     listener: TcpListener,
-    routes: Routes,
+    (routes, traces): (Routes, Traces),
     backend: &Backend,
     (tasks, connections): (&Tasks, &Tasks),
     config: &TransportConfig,
@@ -415,7 +432,7 @@ fn spawn_grpc(
         tracing::warn!("tokens cross the network unencrypted unless something in front of this server does TLS");
     }
     let listening = Listener {
-        front: Front::new(routes, backend.clone(), access),
+        front: Front::new(routes, backend.clone(), access).with_traces(traces),
         tls,
         metrics: Arc::clone(metrics),
         max_connections: config.max_connections,

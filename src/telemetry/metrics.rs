@@ -480,6 +480,18 @@ impl Metrics {
 }
 
 impl Stage {
+    /// The name used in metrics and traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Rules => "rules",
+            Self::Queue => "queue",
+            Self::Inference => "inference",
+            Self::Policy => "policy",
+            Self::Total => "total",
+        }
+    }
+
     /// Microseconds of a duration, as timings hold them.
     pub fn micros(duration: Duration) -> u64 {
         u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)

@@ -1,6 +1,6 @@
 //! Metrics of connections, credentials and reloads.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,6 +14,7 @@ pub struct TransportMetrics {
     denied: Family<ReasonLabels, Counter>,
     panics: Counter,
     reloads: Family<ReloadLabels, Counter>,
+    spans: Family<SpanLabels, Counter>,
 }
 
 /// Why the server closed a connection.
@@ -42,6 +43,22 @@ pub enum Reload {
     Access,
 }
 
+/// What became of a span of a trace; what was made and is neither sent nor failed waits or was dropped.
+#[derive(Clone, Copy, Debug, EncodeLabelValue, Eq, Hash, PartialEq)]
+pub enum SpanFate {
+    /// It has ended.
+    Made,
+    /// The collector has taken it.
+    Sent,
+    /// The collector could not be reached or refused it.
+    Failed,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct SpanLabels {
+    fate: SpanFate,
+}
+
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct ReasonLabels {
     reason: &'static str,
@@ -66,6 +83,7 @@ impl TransportMetrics {
         r.register("calls_denied", "Calls that were not let in, by why", self.denied.clone());
         r.register("panics", "Panics that cost a call", self.panics.clone());
         r.register("reloads", "Models, certificates and access files read again, by result", self.reloads.clone());
+        r.register("trace_spans", "Spans of traces by what became of them", self.spans.clone());
     }
 
     /// A connection was accepted.
@@ -98,6 +116,11 @@ impl TransportMetrics {
     /// A call panicked.
     pub fn record_panic(&self) {
         self.panics.inc();
+    }
+
+    /// Something became of `n` spans.
+    pub fn record_spans(&self, fate: SpanFate, n: u64) {
+        self.spans.get_or_create(&SpanLabels { fate }).inc_by(n);
     }
 
     /// Something was read again.

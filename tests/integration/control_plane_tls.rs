@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman::config::RawConfig;
 use pointsman::rpc::proto::PolicyOrigin;
-use pointsman::sources::TlsFiles;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use pointsman::sources::{EtcdPlace, EtcdSource, PolicySource as _, TlsFiles};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -38,8 +39,13 @@ impl Authority {
     }
 
     fn sign(&self, name: &str) -> (PathBuf, PathBuf) {
+        self.sign_as(name, |_| {})
+    }
+
+    fn sign_as(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let files = (self.file(&format!("{name}.pem")), self.file(&format!("{name}.key")));
         std::fs::write(&files.0, certificate.pem()).unwrap();
@@ -49,7 +55,11 @@ impl Authority {
 
     /// A server that only lets in clients with a certificate of this authority.
     fn acceptor(&self) -> TlsAcceptor {
-        let (chain, key) = self.sign("server");
+        self.acceptor_as(&self.sign("server"))
+    }
+
+    /// The same with another certificate than its own.
+    fn acceptor_as(&self, (chain, key): &(PathBuf, PathBuf)) -> TlsAcceptor {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.file("ca.pem")).unwrap()).unwrap();
@@ -104,6 +114,44 @@ async fn https_is_used_with_the_right_certificates_and_with_no_others() {
             "{}",
             state.last_error
         );
+    }
+}
+
+/// What certificates of the right authority may be wrong in.
+const WRONG: [(&str, fn(&mut CertificateParams)); 3] = [
+    ("of another name", |params| {
+        params.subject_alt_names = vec![SanType::DnsName("policies.example".try_into().unwrap())];
+    }),
+    ("of another address", |params| {
+        params.subject_alt_names = vec![SanType::IpAddress("127.0.0.2".parse().unwrap())];
+    }),
+    ("that has expired", |params| {
+        (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
+    }),
+];
+
+/// Whoever has some certificate of the authority is not the policy's source.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_with_a_certificate_that_is_not_its_own_is_not_listened_to() {
+    let authority = Authority::new();
+    let ca = Some(authority.file("ca.pem"));
+    for (what, change) in WRONG {
+        let server = authority.sign_as("server", change);
+        let plane = Plane::start_with(&version(1), Some(authority.acceptor_as(&server))).await;
+        let url = plane.url().replace("http://", "https://");
+        let service = Service::start(settings(url, ca.clone(), Some(authority.sign("client"))));
+        let state = status(&service).await;
+        assert_eq!(state.origin(), PolicyOrigin::Embedded, "a server {what}");
+        assert!(state.last_error.contains("cannot reach https://"), "{what}: {}", state.last_error);
+
+        // An etcd that answered would have to be one; the handshake ends before that matters.
+        let member = plane.url().replace("http://", "");
+        let member = member.split('/').next().unwrap().to_owned();
+        let tls = Some(TlsFiles { authorities: ca.clone(), identity: Some(authority.sign("client")) });
+        let place = EtcdPlace { members: vec![member], key: "/pointsman/policy".to_owned(), tls };
+        let source = EtcdSource::new(place, None, Duration::from_secs(5)).unwrap();
+        let refused = format!("{:?}", source.fetch(None).await.unwrap_err());
+        assert!(refused.contains("InvalidCertificate"), "an etcd {what}: {refused}");
     }
 }
 

@@ -49,7 +49,7 @@ const ONLY_USED_BY: [(&str, &[&str]); 7] = [
 ];
 
 /// Crates that only these modules know.
-const CRATES: [(&str, &[&str]); 21] = [
+const CRATES: [(&str, &[&str]); 24] = [
     // `sources` speaks gRPC with etcd.
     ("tonic", &["rpc", "serve", "loadgen", "client", "sources"]),
     ("tonic_prost", &["rpc"]),
@@ -72,6 +72,9 @@ const CRATES: [(&str, &[&str]); 21] = [
     ("candle_transformers", &["encoder"]),
     ("prometheus_client", &["telemetry"]),
     ("hf_hub", &["encoder"]),
+    ("opentelemetry", &["telemetry"]),
+    ("opentelemetry_otlp", &["telemetry"]),
+    ("opentelemetry_sdk", &["telemetry"]),
 ];
 
 const MAX_LINES: usize = 600;

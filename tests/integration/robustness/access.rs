@@ -172,6 +172,11 @@ async fn only_certificates_of_the_right_authority_get_in() {
         };
         assert_eq!(got, expected, "{name}");
     }
+    // A client that knows the server by another name than its certificate has turns away.
+    let stream = TcpStream::connect(service.grpc).await.unwrap();
+    let connector = TlsConnector::from(Arc::new(client_config(&setting.servers, Some(&right))));
+    let refusal = connector.connect(ServerName::try_from("router.example").unwrap(), stream).await.unwrap_err();
+    assert!(refusal.to_string().contains("not valid for name"), "{refusal}");
     // Plain text, an old protocol, and silence lead nowhere.
     let mut plain = TcpStream::connect(service.grpc).await.unwrap();
     plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();

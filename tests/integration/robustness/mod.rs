@@ -5,6 +5,7 @@
 
 mod abuse;
 mod access;
+mod beside;
 mod cancellation;
 mod deadlines;
 mod drain;
@@ -18,3 +19,4 @@ mod poison;
 mod privacy;
 mod raw;
 mod shedding;
+mod traces;
