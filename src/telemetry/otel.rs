@@ -14,8 +14,9 @@ use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
-use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig as _, WithTonicConfig as _};
+use opentelemetry_otlp::{
+    SpanExporter as OtlpExporter, WithExportConfig as _, WithTonicConfig as _, tonic_types as wire,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -85,7 +86,7 @@ impl Sender {
         let mut builder =
             OtlpExporter::builder().with_tonic().with_endpoint(&options.endpoint).with_timeout(SEND_TIMEOUT);
         if options.endpoint.starts_with("https://") {
-            builder = builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
+            builder = builder.with_tls_config(wire::transport::ClientTlsConfig::new().with_enabled_roots());
         }
         let exporter = builder.build().map_err(|error| TracesError::Endpoint(error.to_string()))?;
         let watched = Watched { exporter, metrics: Arc::clone(&metrics), failing: AtomicBool::new(false) };

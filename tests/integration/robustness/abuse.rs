@@ -107,7 +107,7 @@ async fn floods_cost_who_sends_them_their_connection_and_others_nothing() {
     let before = resident_kib(&process);
     let block = header_block();
     let opened = |i: u32, flags| wire(1, flags, 2 * i + 1, &block);
-    let floods: [(&str, bool, Vec<Vec<u8>>); 5] = [
+    let floods: [(&str, bool, Vec<Vec<u8>>); 6] = [
         // 0x4: headers end here. The stream is opened and given up at once.
         (
             "rapid reset",
@@ -120,6 +120,8 @@ async fn floods_cost_who_sends_them_their_connection_and_others_nothing() {
             true,
             std::iter::once(opened(0, 0)).chain((0..50_000).map(|_| wire(9, 0, 1, &[0, 1, b'a', 1, b'b']))).collect(),
         ),
+        // A body that never ends and holds nothing (RUSTSEC-2026-0258).
+        ("empty data", false, std::iter::once(opened(0, 0x4)).chain((0..50_000).map(|_| wire(0, 0, 1, &[]))).collect()),
         ("settings", false, (0..50_000).map(|_| wire(4, 0, 0, &[])).collect()),
         ("ping", false, (0..50_000).map(|_| wire(6, 0, 0, b"pingpong")).collect()),
         ("streams over the limit", false, (0..5_000).map(|i| opened(i, 0x4)).collect()),
