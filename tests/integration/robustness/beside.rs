@@ -89,7 +89,7 @@ async fn a_flood_delays_no_health_check_and_takes_no_memory() {
 /// taken for tried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_shed_is_neither_booked_nor_taken_for_a_probe() {
-    const MORE: &str = "health: {model: {probe_after_ms: 50}}\ntenants:\n  acme: {limits: {hard_budget_usd: 1000}}\n";
+    const MORE: &str = "health: {model: {probe_after_ms: 50}, provider: {probe_after_ms: 50}}\ntenants:\n  acme: {limits: {hard_budget_usd: 1000}}\n";
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("policy.yaml");
     std::fs::write(&path, format!("{POLICY}{MORE}")).unwrap();
