@@ -117,8 +117,10 @@ async fn https_is_used_with_the_right_certificates_and_with_no_others() {
     }
 }
 
+type Change = fn(&mut CertificateParams);
+
 /// What certificates of the right authority may be wrong in.
-const WRONG: [(&str, fn(&mut CertificateParams)); 3] = [
+const WRONG: [(&str, Change); 3] = [
     ("of another name", |params| {
         params.subject_alt_names = vec![SanType::DnsName("policies.example".try_into().unwrap())];
     }),
