@@ -17,4 +17,5 @@ mod panics;
 mod poison;
 mod privacy;
 mod raw;
+pub(crate) mod reporting;
 mod shedding;
