@@ -89,8 +89,8 @@ async fn outcomes_become_a_classifier_that_serves_where_it_is_better() {
     assert!(report.contains("it stays as it is") && error.contains("no classifier is written"), "{report}\n{error}");
     assert!(!Path::new(&model).exists());
 
-    // Queries lie three times as far apart as it says.
-    let truth = |z: f64| mean + 3.0 * (z - mean);
+    // Queries lie a quarter as far apart as it says: it is far too sure of itself.
+    let truth = |z: f64| mean + 0.25 * (z - mean);
     let (code, report, error) =
         calibrate(&outcomes(&decided, truth), &["--model-output", &model, "--output", &candidate]);
     assert_eq!(code, 0, "{error}");
@@ -105,7 +105,7 @@ async fn outcomes_become_a_classifier_that_serves_where_it_is_better() {
     let served = decide(&service, "Prove a theorem on rivers, part 3").await;
     let before = decided[3 * 32 + 2].1; // The third task on the first subject.
     let after = logit(served.complexity.unwrap().difficulty);
-    assert!((after - truth(before)).abs() < 0.4 * (1.0 + (before - mean).abs()), "{before} became {after}");
+    assert!((after - truth(before)).abs() < 0.2 * (1.0 + (before - mean).abs()), "{before} became {after}");
     let classifier = served.classifier.unwrap();
     assert!(classifier.version.ends_with("+outcomes"), "{classifier:?}");
     assert_eq!(served.confidence.unwrap().calibrator, "logistic on outcomes");

@@ -10,7 +10,7 @@ use pointsman::config::{PositiveDuration, RawConfig};
 use pointsman::rpc::proto;
 use pointsman::state::{State, StateError, StateOptions};
 use pointsman::telemetry::Metrics;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use super::outcomes::{POLICY, codes};
 use super::support::{Service, ask, eventually};
@@ -64,8 +64,9 @@ impl Drop for Redis {
     }
 }
 
-fn authority() -> Issuer {
+fn authority(name: &str) -> Issuer {
     let mut params = CertificateParams::new([]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
@@ -73,7 +74,9 @@ fn authority() -> Issuer {
 /// Puts a certificate of `issuer` for 127.0.0.1 and its key into `dir`.
 fn put_identity(dir: &Path, name: &str, issuer: &Issuer) {
     let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+    // Another name than its issuer's, or Redis takes it for one that signed itself.
+    params.distinguished_name.push(DnType::CommonName, name);
     std::fs::write(dir.join(format!("{name}.pem")), params.signed_by(&key, issuer).unwrap().pem()).unwrap();
     std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
 }
@@ -86,7 +89,7 @@ async fn decide(service: &Service) -> proto::Decision {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_is_used_over_tls_by_those_who_trust_it_and_are_trusted() {
     let dir = tempfile::tempdir().unwrap();
-    let (ours, others) = (authority(), authority());
+    let (ours, others) = (authority("ours"), authority("others"));
     std::fs::write(dir.path().join("ca.pem"), ours.pem()).unwrap();
     std::fs::write(dir.path().join("other-ca.pem"), others.pem()).unwrap();
     put_identity(dir.path(), "server", &ours);
@@ -140,7 +143,7 @@ fn certificates_that_are_none_are_refused_at_the_start() {
         State::shared(&options, Arc::clone(Metrics::new().outcomes())).map(drop)
     };
     assert!(matches!(open("none", None), Err(StateError::Unreadable { path, .. }) if path.ends_with("none")));
-    std::fs::write(dir.path().join("ca.pem"), authority().pem()).unwrap();
+    std::fs::write(dir.path().join("ca.pem"), authority("ours").pem()).unwrap();
     assert!(matches!(open("ca.pem", Some("none")), Err(StateError::Unreadable { .. })));
     assert!(matches!(open("ca.pem", Some("nonsense")), Err(StateError::Unusable(_))));
     assert!(open("ca.pem", None).is_ok());
