@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 eprintln!("wrote {0}; try it: pointsman serve --model {0}, with the candidate policy", out.display());
             }
             Some(_) => {
-                eprintln!("held-out outcomes do not say that another difficulty is better; no classifier is written")
+                eprintln!("held-out outcomes do not say that another difficulty is better; no classifier is written");
             }
             None => eprintln!("too few graded first attempts of this classifier to judge it; none is written"),
         }

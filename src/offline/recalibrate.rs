@@ -109,6 +109,8 @@ const FITTED_SHARE: f64 = 0.7;
 const PRIOR_PRECISION: f64 = 0.25;
 /// Models that know each other's abilities to less than this agree, in logits.
 const TOLERANCE: f64 = 0.25;
+/// A line that is off by less is left alone.
+const LEAST_MOVE: f64 = 0.02;
 /// A scale below this says that difficulty tells nothing; there is no line then.
 const LEAST_SCALE: f64 = 0.05;
 const Z_95: f64 = 1.96;
@@ -160,7 +162,7 @@ impl Recalibration {
             [gain(|honesty| honesty.brier), gain(|honesty| honesty.calibration_error)]
         });
         let (brier_gain, calibration_gain) = (brier_gain?, calibration_gain?);
-        let moves = scale.differs_from(1.0) || shift.differs_from(0.0);
+        let moves = is_off(scale, 1.0) || is_off(shift, 0.0);
         Some(Self {
             fitted: early.len(),
             held_out: foretold.len(),
@@ -352,6 +354,11 @@ impl Fit {
     }
 }
 
+/// Whether a figure is clearly off, and by more than nobody would notice.
+fn is_off(figure: Estimate, right: f64) -> bool {
+    figure.differs_from(right) && (figure.value - right).abs() > LEAST_MOVE
+}
+
 fn counts(rows: &[Row], n_models: usize) -> Vec<usize> {
     (0..n_models).map(|model| rows.iter().filter(|row| row.model == model).count()).collect()
 }
@@ -376,7 +383,7 @@ mod tests {
         (0..n)
             .map(|_| {
                 let truth: f64 = rng.random_range(-2.5..3.0);
-                let model = ((truth + rng.random_range(-2.0..3.5)) / 2.0).clamp(0.0, 2.0) as usize;
+                let model = f64::midpoint(truth, rng.random_range(-2.0..3.5)).clamp(0.0, 2.0) as usize;
                 let (name, ability) = ABILITIES[model];
                 let good = rng.random::<f64>() < sigmoid(ability - truth);
                 Answer {
@@ -390,7 +397,7 @@ mod tests {
     }
 
     fn known(model: usize) -> Option<f64> {
-        Some(ABILITIES[model].1)
+        ABILITIES.get(model).map(|(_, ability)| *ability)
     }
 
     fn quick() -> Bootstrap {
@@ -400,7 +407,7 @@ mod tests {
     #[test]
     fn a_known_distortion_is_undone() {
         // Half as far apart as they are, and all taken for 0.7 logits easier.
-        let distort = |truth: f64| 0.5 * truth - 0.7;
+        let distort = |truth: f64| truth * 0.5 - 0.7;
         let found = Recalibration::of(&answers(6_000, 1, distort, known), &quick()).unwrap();
         assert!(found.better && found.agreed, "{found:?}");
         assert!((found.scale.value - 2.0).abs() < 0.2 && !found.scale.differs_from(2.0), "{found:?}");
@@ -445,7 +452,7 @@ mod tests {
         assert_eq!(Recalibration::of(&answers(200, 3, |truth| truth, known), &quick()), None, "60 are held out");
         let noise = answers(4_000, 4, |_| 0.3, known);
         let found = Recalibration::of(&noise, &quick());
-        assert!(found.is_none_or(|found| !found.scale.differs_from(1.0)), "one difficulty for all has no scale");
+        assert!(found.is_none_or(|found| !found.better), "one difficulty for all has no scale");
         let backwards = Recalibration::of(&answers(4_000, 5, |truth| -truth, known), &quick());
         assert_eq!(backwards, None, "harder queries that are answered better make no line");
     }

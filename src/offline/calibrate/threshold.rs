@@ -27,6 +27,14 @@ pub struct ThresholdFinding {
     pub suggested: Estimate,
 }
 
+/// How much of an answer to a query was missed by a tier too low.
+struct Missed {
+    /// As it was decided.
+    seen: f64,
+    /// As each level would have decided.
+    at: Vec<f64>,
+}
+
 /// Levels tried, in hundredths.
 const LEVELS: std::ops::RangeInclusive<u32> = 50..=99;
 /// Decisions beyond this many add seconds and no certainty.
@@ -45,8 +53,7 @@ pub(super) fn find(
     let levels: Vec<(f64, Arc<Policy>)> = LEVELS.filter_map(|percent| at_level(policy, percent)).collect();
     let by_tier: Vec<&&Graded<'_>> = first.iter().filter(|answer| is_by_tier(&answer.record.outcome)).collect();
     let stride = by_tier.len().div_ceil(MOST).max(1);
-    // What was seen, and what each level would have come to.
-    let rows: Vec<(f64, Vec<f64>)> = by_tier
+    let rows: Vec<Missed> = by_tier
         .iter()
         .step_by(stride)
         .filter_map(|answer| {
@@ -59,18 +66,18 @@ pub(super) fn find(
                 let good = if same { answer.score } else { expected(model, answer.difficulty, policy, models)? };
                 Some(missed(tier, good))
             };
-            Some((seen, levels.iter().map(|(_, level)| at(level)).collect::<Option<_>>()?))
+            Some(Missed { seen, at: levels.iter().map(|(_, level)| at(level)).collect::<Option<_>>()? })
         })
         .collect();
     if rows.len() < FEW {
         return None;
     }
     let [under_routed, suggested] = bootstrap.estimates(rows.len(), |drawn| {
-        let over = |of: &dyn Fn(&(f64, Vec<f64>)) -> f64| mean(drawn.iter().filter_map(|row| rows.get(*row)).map(of));
-        let share = |position: usize| over(&|(_, at)| at.get(position).copied().unwrap_or_default());
+        let chosen = || drawn.iter().filter_map(|row| rows.get(*row));
+        let share = |position: usize| mean(chosen().filter_map(|row| row.at.get(position).copied()));
         let keeps = |position: usize| share(position).is_some_and(|share| share <= 1.0 - asked + 1e-9);
         let lowest = levels.iter().enumerate().find(|(position, _)| keeps(*position));
-        [over(&|(seen, _)| *seen), lowest.map(|(_, (level, _))| *level)]
+        [mean(chosen().map(|row| row.seen)), lowest.map(|(_, (level, _))| *level)]
     });
     Some(ThresholdFinding { asked, n: rows.len(), under_routed: under_routed?, suggested: suggested? })
 }
