@@ -194,7 +194,7 @@ impl Access {
         };
         let caller = caller.ok_or(Denied::Unknown)?;
         match right {
-            Some(right) if !caller.rights.contains(&right) => Err(Denied::Right(right)),
+            Some(right) if !caller.has(right) => Err(Denied::Right(right)),
             _ => Ok(Arc::clone(caller)),
         }
     }
@@ -232,6 +232,16 @@ impl Caller {
     /// For logs.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it has `right`.
+    pub fn has(&self, right: Right) -> bool {
+        self.rights.contains(&right)
+    }
+
+    /// The only tenants it may call for; `None`: any.
+    pub fn tenants(&self) -> Option<&[String]> {
+        self.tenants.as_deref()
     }
 
     /// The tenant that a call of this caller is for, given the one it names: its only one where it names none.

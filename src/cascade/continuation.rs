@@ -91,6 +91,15 @@ pub struct Opening<'a> {
     pub now_ms: u64,
 }
 
+/// What a token shows of a decision.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Provenance {
+    /// The decision.
+    pub decision: uuid::Uuid,
+    /// The tenant it was made for; empty: none.
+    pub tenant: String,
+}
+
 /// Why a token is not accepted: the caller's fault, or time's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ContinuationError {
@@ -153,6 +162,24 @@ impl Cascades {
     /// # Errors
     /// When it is not one of this service's for this tenant and time.
     pub fn open(&self, token: &str, opening: Opening<'_>) -> Result<Continuation, ContinuationError> {
+        let (continuation, expires_s) = self.read(token)?;
+        if continuation.tenant != opening.tenant {
+            return Err(ContinuationError::OtherTenant);
+        }
+        if expires_s < opening.now_ms / 1_000 {
+            return Err(ContinuationError::Expired);
+        }
+        Ok(continuation)
+    }
+
+    /// What `token` shows of its decision, however old it is; `None`: it is not one of this service's.
+    pub fn provenance(&self, token: &str) -> Option<Provenance> {
+        let (Continuation { decision, tenant, .. }, _) = self.read(token).ok()?;
+        Some(Provenance { decision, tenant })
+    }
+
+    /// What `token` carries, and when it expires.
+    fn read(&self, token: &str) -> Result<(Continuation, u64), ContinuationError> {
         if token.is_empty() {
             return Err(ContinuationError::Missing);
         }
@@ -174,14 +201,7 @@ impl Cascades {
         }
         let expires_s = reader.number().ok_or(ContinuationError::OtherVersion)?;
         let continuation = Continuation::read(&mut reader).filter(|_| reader.at_end());
-        let continuation = continuation.ok_or(ContinuationError::OtherVersion)?;
-        if continuation.tenant != opening.tenant {
-            return Err(ContinuationError::OtherTenant);
-        }
-        if expires_s < opening.now_ms / 1_000 {
-            return Err(ContinuationError::Expired);
-        }
-        Ok(continuation)
+        Ok((continuation.ok_or(ContinuationError::OtherVersion)?, expires_s))
     }
 }
 

@@ -12,6 +12,6 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use continuation::{Cascades, Continuation, ContinuationError, MAX_TOKEN_BYTES, Opening};
+pub use continuation::{Cascades, Continuation, ContinuationError, MAX_TOKEN_BYTES, Opening, Provenance};
 pub use keys::{KeyError, KeyRing};
 pub use step::{MAX_ATTEMPTS, Step, step};

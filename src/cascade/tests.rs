@@ -132,6 +132,9 @@ fn a_token_is_of_use_to_its_tenant_in_its_time_with_its_key() {
     assert_eq!(one.open(&token, opening("acme", NOW + 901_000)), Err(ContinuationError::Expired));
     assert!(one.open(&token, opening("acme", NOW + 899_000)).is_ok());
     assert_eq!(other.open(&token, opening("acme", NOW)), Err(ContinuationError::Forged), "same id, another key");
+    // Whose a decision is it shows for ever.
+    let shown = Provenance { decision: continuation("acme").decision, tenant: "acme".into() };
+    assert_eq!((one.provenance(&token), other.provenance(&token)), (Some(shown), None));
     assert_eq!(one.open("", opening("acme", NOW)), Err(ContinuationError::Missing));
     for wrong in ["x", "not base64!", "AAAA", &"A".repeat(400), &"A".repeat(100_000), &format!("{token}="), "ééé"] {
         assert_eq!(one.open(wrong, opening("acme", NOW)), Err(ContinuationError::Forged), "{wrong:.20}");

@@ -70,6 +70,10 @@ pub struct Config {
     pub state_timeout: Duration,
     /// How many servers share it.
     pub state_replicas: u32,
+    /// PEM file of the authorities it is trusted by; `None`: the public ones.
+    pub state_ca_file: Option<PathBuf>,
+    /// PEM files of the certificate chain and the key that are shown to it.
+    pub state_client_identity: Option<(PathBuf, PathBuf)>,
     /// Keys that continuations are signed with; `None`: a random one.
     pub continuation_keys_file: Option<PathBuf>,
     /// How long a cascade can be continued after its last step.
@@ -158,6 +162,10 @@ impl Config {
         let listen = address("listen", raw.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?;
         let transport = TransportConfig::from_raw(&raw)?;
         let traces = TracesConfig::from_raw(&raw)?;
+        if raw.state_client_cert_file.is_some() != raw.state_client_key_file.is_some() {
+            let problem = "a certificate and its key go together (state_client_key_file)".to_owned();
+            return Err(ConfigError::BadValue { setting: "state_client_cert_file", problem });
+        }
         let config = Self {
             listen,
             admin_listen: address("admin_listen", raw.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN))?,
@@ -184,6 +192,8 @@ impl Config {
             state: raw.state.map(StateUrl),
             state_timeout: raw.state_timeout.map_or(DEFAULT_STATE_TIMEOUT, |value| value.0),
             state_replicas: raw.state_replicas.unwrap_or(DEFAULT_STATE_REPLICAS),
+            state_ca_file: raw.state_ca_file,
+            state_client_identity: raw.state_client_cert_file.zip(raw.state_client_key_file),
             continuation_keys_file: raw.continuation_keys_file,
             continuation_ttl: raw.continuation_ttl.map_or(DEFAULT_CONTINUATION_TTL, |value| value.0),
             transport,
@@ -226,6 +236,11 @@ impl Config {
             let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
             let problem = format!("scheme {scheme:?} is not known; write redis://HOST:PORT or rediss://HOST:PORT");
             return Err(ConfigError::BadValue { setting: "state", problem });
+        }
+        let plain = self.state.as_ref().is_none_or(|StateUrl(url)| !url.starts_with("rediss://"));
+        if plain && (self.state_ca_file.is_some() || self.state_client_identity.is_some()) {
+            let problem = "certificates are for rediss:// addresses".to_owned();
+            return Err(ConfigError::BadValue { setting: "state_ca_file", problem });
         }
         if !(1..=1_000).contains(&self.state_replicas) {
             let problem = format!("{} is not within 1 to 1000", self.state_replicas);
@@ -308,6 +323,11 @@ mod tests {
         let state = parse("", "state = 'redis://:secret@store:6379'").unwrap().state;
         assert_eq!(format!("{state:?}"), "Some(StateUrl(\"store:6379\"))");
         assert!(refused("state_replicas = 0").starts_with("state_replicas:"));
+        let certificates = "state_ca_file = 'ca'\nstate_client_cert_file = 'c'\nstate_client_key_file = 'k'";
+        assert!(refused(&format!("state = 'redis://x'\n{certificates}")).starts_with("state_ca_file:"));
+        assert!(refused("state = 'rediss://x'\nstate_client_key_file = 'k'").starts_with("state_client_cert_file:"));
+        let tls = parse("", &format!("state = 'rediss://x'\n{certificates}")).unwrap();
+        assert_eq!(tls.state_client_identity, Some(("c".into(), "k".into())));
         assert!(refused("log_format = 'xml'").starts_with("log_format:"));
         assert!(refused("policy = 'ftp://x/y'").starts_with("policy:"));
         assert!(toml::from_str::<RawConfig>("lisen = 'x'").is_err(), "unknown fields are refused");

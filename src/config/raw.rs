@@ -121,6 +121,15 @@ pub struct RawConfig {
     /// How many servers share it: the part of each limit that is this server's while it is away [default: 2].
     #[arg(long, env = "POINTSMAN_STATE_REPLICAS", value_name = "N")]
     pub state_replicas: Option<u32>,
+    /// PEM file of the authorities that a rediss:// server is trusted by [default: the public ones].
+    #[arg(long, env = "POINTSMAN_STATE_CA_FILE", value_name = "FILE")]
+    pub state_ca_file: Option<PathBuf>,
+    /// PEM file of the certificate chain to show to it [default: none].
+    #[arg(long, env = "POINTSMAN_STATE_CLIENT_CERT_FILE", value_name = "FILE")]
+    pub state_client_cert_file: Option<PathBuf>,
+    /// PEM file of that certificate's key.
+    #[arg(long, env = "POINTSMAN_STATE_CLIENT_KEY_FILE", value_name = "FILE")]
+    pub state_client_key_file: Option<PathBuf>,
     /// File of the keys that continuations are signed with, `hmac-sha256 ID HEX` a line, the first signing; followed
     /// through its changes [default: a random key, so that no other replica can continue a cascade].
     #[arg(long, env = "POINTSMAN_CONTINUATION_KEYS_FILE", value_name = "FILE")]
@@ -214,6 +223,9 @@ impl RawConfig {
             state: self.state.or(lower.state),
             state_timeout: self.state_timeout.or(lower.state_timeout),
             state_replicas: self.state_replicas.or(lower.state_replicas),
+            state_ca_file: self.state_ca_file.or(lower.state_ca_file),
+            state_client_cert_file: self.state_client_cert_file.or(lower.state_client_cert_file),
+            state_client_key_file: self.state_client_key_file.or(lower.state_client_key_file),
             continuation_keys_file: self.continuation_keys_file.or(lower.continuation_keys_file),
             continuation_ttl: self.continuation_ttl.or(lower.continuation_ttl),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::outcome::MAX_COST_USD;
 use super::{Decision, FailureKind, InvalidQuery, Probability, Reason};
 
 /// What came of calling a model.
@@ -99,8 +100,8 @@ impl Observed {
             let problem = format!("{} bytes, at most {MAX_SCORER_BYTES} are allowed", self.scorer.len());
             return refuse("observed.scorer", problem);
         }
-        if !(self.cost_usd.is_finite() && self.cost_usd >= 0.0) {
-            return refuse("observed.cost_usd", format!("{} is not a finite amount >= 0", self.cost_usd));
+        if !(0.0..=MAX_COST_USD).contains(&self.cost_usd) {
+            return refuse("observed.cost_usd", format!("{} is not within 0..={MAX_COST_USD}", self.cost_usd));
         }
         Ok(())
     }

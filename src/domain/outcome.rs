@@ -70,7 +70,7 @@ const MAX_NAME_BYTES: usize = 256;
 /// A day: what took longer was not waited for.
 const MAX_LATENCY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// More than any answer costs; keeps sums finite.
-const MAX_COST_USD: f64 = 1e6;
+pub(super) const MAX_COST_USD: f64 = 1e6;
 
 // === impl FailureKind ===
 

@@ -11,9 +11,11 @@ mod targets;
 mod window;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use quick_cache::sync::Cache;
 use serde::Serialize;
 
 pub use stats::{Figures, Percentiles, STATS_WINDOW};
@@ -29,6 +31,9 @@ use targets::{Retries, Target, Targets};
 pub struct Health {
     metrics: Arc<OutcomeMetrics>,
     inner: Mutex<Inner>,
+    /// Decisions with a model whose breaker they have spoken of, as hashes.
+    spoken: Cache<u64, ()>,
+    hasher: RandomState,
 }
 
 /// What a decision selected.
@@ -53,6 +58,21 @@ pub struct Behind<'a> {
     pub attempt: Option<Attempt>,
     /// It was asked for as a retry, and so has been counted.
     pub counted: bool,
+    /// How long ago the decision was made.
+    pub age: Duration,
+}
+
+/// What a caller says of a model when it asks for the next step of a cascade.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// The decision that was followed.
+    pub decision_id: &'a str,
+    /// The model that was called.
+    pub model: &'a str,
+    /// Whose traffic it is.
+    pub account: &'a str,
+    /// Why there was no usable answer; `None`: there was one.
+    pub failure: Option<FailureKind>,
     /// How long ago the decision was made.
     pub age: Duration,
 }
@@ -96,12 +116,25 @@ struct Inner {
     policy_sha256: Arc<str>,
     models: Targets,
     providers: Targets,
-    /// Retries by account.
-    accounts: HashMap<String, Retries>,
+    accounts: HashMap<String, Account>,
+}
+
+/// What is kept of the traffic of a tenant, or of all that the policy does not have.
+#[derive(Debug)]
+struct Account {
+    retries: Retries,
+    /// When it last reported a good answer.
+    told_good: Option<Instant>,
 }
 
 /// How much of its answers is taken to fail where nothing is known of them, or the policy holds the breaker.
 const UNKNOWN_FAILING: f64 = 1.0;
+/// For how long after a report of a good answer an account is taken to report those that are good too.
+const REPORTS_FOR: Duration = Duration::from_secs(600);
+/// What is reported longer after the answer than this says nothing about now.
+const NEWS_FOR: Duration = Duration::from_secs(600);
+/// Decisions remembered to have spoken of a model: about 10 MB.
+const MAX_SPOKEN: usize = 100_000;
 
 // === impl Health ===
 
@@ -114,7 +147,8 @@ impl Health {
             providers: Targets::default(),
             accounts: HashMap::new(),
         };
-        Self { metrics, inner: Mutex::new(inner) }
+        let spoken = Cache::new(MAX_SPOKEN);
+        Self { metrics, inner: Mutex::new(inner), spoken, hasher: RandomState::new() }
     }
 
     /// What `policy`'s candidates may do at `now` for `account`.
@@ -140,7 +174,7 @@ impl Health {
                 circumstances.no_escalation.insert(name.clone());
             }
         }
-        let own = inner.account(account, traffic, now);
+        let own = &inner.account(account, traffic, now).retries;
         circumstances.fallbacks_spent = own.fallbacks.is_spent();
         circumstances.escalations_spent = own.escalations.is_spent();
         for (spent, what) in
@@ -163,7 +197,7 @@ impl Health {
         let mut inner = self.inner(policy, now);
         let traffic = &policy.spec().traffic;
         if chosen.attempt == Attempt::First {
-            inner.account(chosen.account, traffic, now).earn(traffic);
+            inner.account(chosen.account, traffic, now).retries.earn(traffic);
             inner.models.iter_mut().for_each(|(_, target)| target.retries.earn(traffic));
             for (name, cap) in &traffic.caps {
                 inner.models.get(name, now).cap.earn(*cap);
@@ -174,33 +208,29 @@ impl Health {
         inner.receives(chosen.model, traffic, &self.metrics, now);
     }
 
-    /// Takes an outcome. One of a model that the policy does not have is not counted; false tells.
+    /// Takes an outcome. One of a model that the policy does not have is not counted; false tells. Of its model's
+    /// breaker a decision speaks once.
     pub fn observe(&self, policy: &Policy, report: &OutcomeReport, behind: Behind<'_>, now: Instant) -> bool {
         let Some(model) = policy.spec().models.get(&report.model) else { return false };
         let mut inner = self.inner(policy, now);
-        let health = &policy.spec().health;
         let typical = model.typical_latency_ms.map(f64::from);
         let late = |factor: f64| typical.is_some_and(|typical| report.latency_ms as f64 > typical * factor);
-        let sign = |factor: f64| match report.failure {
-            Some(failure) if failure.is_unavailability() => Sign::Failed,
-            _ if late(factor) => Sign::Slow,
-            _ => Sign::Good,
+        let failed = report.failure.is_some_and(FailureKind::is_unavailability);
+        let sign = |factor: f64| match failed {
+            true => Sign::Failed,
+            false if late(factor) => Sign::Slow,
+            false => Sign::Good,
         };
-        let decided = now.checked_sub(behind.age).unwrap_or(now);
-        let evidence = (report.decision_id.as_str(), decided);
-
-        let target = inner.models.get(&report.model, now);
-        target.stats.record(report, behind.attempt, now);
-        let change =
-            target.breaker(&health.model, now).record(&health.model, sign(health.model.slow_factor), evidence, now);
-        self.tell("model", &report.model, change);
-        let target = inner.providers.get(&model.provider, now);
-        target.stats.record(report, behind.attempt, now);
-        // A limit on the rate is of one model and one account there; the provider is well.
-        if report.failure != Some(FailureKind::RateLimited) {
-            let spec = &health.provider;
-            let change = target.breaker(spec, now).record(spec, sign(spec.slow_factor), evidence, now);
-            self.tell("provider", &model.provider, change);
+        inner.models.get(&report.model, now).stats.record(report, behind.attempt, now);
+        inner.providers.get(&model.provider, now).stats.record(report, behind.attempt, now);
+        if !failed {
+            inner.account(behind.account, &policy.spec().traffic, now).told_good = Some(now);
+        }
+        let late = behind.age.saturating_sub(Duration::from_millis(report.latency_ms));
+        if late <= NEWS_FOR && self.speaks(&report.decision_id, &report.model) {
+            let decided = now.checked_sub(behind.age).unwrap_or(now);
+            let evidence = (report.decision_id.as_str(), decided);
+            self.judge(&mut inner, policy, (&report.model, report.failure), sign, evidence, now);
         }
         if let Some(attempt) = behind.attempt.filter(|attempt| *attempt != Attempt::First && !behind.counted) {
             let traffic = &policy.spec().traffic;
@@ -208,6 +238,57 @@ impl Health {
             inner.receives(&report.model, traffic, &self.metrics, now);
         }
         true
+    }
+
+    /// Takes for the breakers what a step of a cascade tells of a model, where the same decision has not spoken of it
+    /// before.
+    ///
+    /// Who never says that an answer was good would open any breaker by its few failures, and none would close it: while
+    /// a model is in service, failures count only of accounts that report good answers too.
+    pub fn hear(&self, policy: &Policy, told: Told<'_>, now: Instant) {
+        if !policy.spec().models.contains_key(told.model) {
+            return;
+        }
+        let mut inner = self.inner(policy, now);
+        let failed = told.failure.is_some_and(FailureKind::is_unavailability);
+        if failed && !inner.weighs(&told, now) || !self.speaks(told.decision_id, told.model) {
+            return;
+        }
+        let sign = |_: f64| if failed { Sign::Failed } else { Sign::Good };
+        let evidence = (told.decision_id, now.checked_sub(told.age).unwrap_or(now));
+        self.judge(&mut inner, policy, (told.model, told.failure), sign, evidence, now);
+    }
+
+    /// Whether `decision_id` may speak of the breaker of `model`; it does so once.
+    fn speaks(&self, decision_id: &str, model: &str) -> bool {
+        let key = self.hasher.hash_one((decision_id, model));
+        let new = self.spoken.get(&key).is_none();
+        if new {
+            self.spoken.insert(key, ());
+        }
+        new
+    }
+
+    /// Gives the breakers of a model and of its provider a sign, as each one's `slow_factor` reads it.
+    fn judge(
+        &self,
+        inner: &mut Inner,
+        policy: &Policy,
+        (name, failure): (&str, Option<FailureKind>),
+        sign: impl Fn(f64) -> Sign,
+        evidence: (&str, Instant),
+        now: Instant,
+    ) {
+        let Some(model) = policy.spec().models.get(name) else { return };
+        let (of_model, of_provider) = (&policy.spec().health.model, &policy.spec().health.provider);
+        let breaker = inner.models.get(name, now).breaker(of_model, now);
+        self.tell("model", name, breaker.record(of_model, sign(of_model.slow_factor), evidence, now));
+        // A limit on the rate is of one model and one account there; the provider is well.
+        if failure != Some(FailureKind::RateLimited) {
+            let breaker = inner.providers.get(&model.provider, now).breaker(of_provider, now);
+            let change = breaker.record(of_provider, sign(of_provider.slow_factor), evidence, now);
+            self.tell("provider", &model.provider, change);
+        }
     }
 
     /// Health of everything that the policy names and anything is known of.
@@ -330,14 +411,22 @@ impl Inner {
         true
     }
 
-    fn account(&mut self, account: &str, traffic: &TrafficSpec, now: Instant) -> &mut Retries {
-        let retries = self.accounts.entry(account.to_owned()).or_insert_with(|| Retries::new(now));
-        retries.drip(traffic, now);
-        retries
+    fn account(&mut self, account: &str, traffic: &TrafficSpec, now: Instant) -> &mut Account {
+        let new = || Account { retries: Retries::new(now), told_good: None };
+        let account = self.accounts.entry(account.to_owned()).or_insert_with(new);
+        account.retries.drip(traffic, now);
+        account
+    }
+
+    /// Whether a failure that a cascade tells of counts: where it cannot stand alone, or the model is out of service.
+    fn weighs(&mut self, told: &Told<'_>, now: Instant) -> bool {
+        let told_good = self.accounts.get(told.account).and_then(|account| account.told_good);
+        let reports = told_good.is_some_and(|at| now.saturating_duration_since(at) <= REPORTS_FOR);
+        reports || self.models.get(told.model, now).position(now) != Position::Closed
     }
 
     fn retried(&mut self, account: &str, (model, attempt): (&str, Attempt), traffic: &TrafficSpec, now: Instant) {
-        self.account(account, traffic, now).spend(attempt);
+        self.account(account, traffic, now).retries.spend(attempt);
         self.models.get(model, now).retries.spend(attempt);
     }
 

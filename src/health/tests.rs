@@ -66,9 +66,13 @@ impl Rig {
 
     /// What came of the last decision, as `model` answered.
     fn see(&self, model: &str, failure: Option<FailureKind>, attempt: Attempt, latency_ms: u64) {
+        self.see_of(&format!("d{}", self.decisions), model, failure, attempt, latency_ms);
+    }
+
+    fn see_of(&self, decision: &str, model: &str, failure: Option<FailureKind>, attempt: Attempt, latency_ms: u64) {
         let report = OutcomeReport {
             time_unix_ms: 0,
-            decision_id: format!("d{}", self.decisions),
+            decision_id: decision.to_owned(),
             model: model.to_owned(),
             score: None,
             scorer: String::new(),
@@ -82,8 +86,18 @@ impl Rig {
         assert!(self.health.observe(&self.policy, &report, behind, self.now));
     }
 
-    fn fail(&self, model: &str, times: usize) {
-        (0..times).for_each(|_| self.see(model, Some(FailureKind::ProviderError), Attempt::First, 10));
+    /// Answers of as many decisions failed.
+    fn fail(&mut self, model: &str, times: usize) {
+        for _ in 0..times {
+            self.decisions += 1;
+            self.see(model, Some(FailureKind::ProviderError), Attempt::First, 10);
+        }
+    }
+
+    /// What a step of a cascade tells.
+    fn hear(&self, decision: &str, model: &str, failure: Option<FailureKind>) {
+        let told = Told { decision_id: decision, model, account: "", failure, age: Duration::ZERO };
+        self.health.hear(&self.policy, told, self.now);
     }
 }
 
@@ -127,21 +141,70 @@ fn a_provider_takes_its_models_with_it() {
     assert!(circumstances.models["b"].why.starts_with("its provider"));
     // A limit on the rate is the model's own.
     let limited = Rig::new("");
-    (0..20).for_each(|_| limited.see("a", Some(FailureKind::RateLimited), Attempt::First, 10));
+    let each = |rig: &Rig, model: &str, failure, latency_ms| {
+        (0..20).for_each(|n| rig.see_of(&format!("{model}{n}"), model, failure, Attempt::First, latency_ms));
+    };
+    each(&limited, "a", Some(FailureKind::RateLimited), 10);
     assert_eq!((limited.state("a"), limited.state("b")), (Some(State::Open), None));
     // A refusal is an answer.
     let refusing = Rig::new("");
-    (0..20).for_each(|_| refusing.see("a", Some(FailureKind::Refused), Attempt::First, 10));
+    each(&refusing, "a", Some(FailureKind::Refused), 10);
     assert_eq!(refusing.state("a"), None);
     // Slow is what takes many times what it typically takes; without a typical latency nothing is.
     let slow = Rig::new("");
     for model in ["a", "c"] {
-        (0..10).for_each(|_| slow.see(model, None, Attempt::First, 600));
+        each(&slow, model, None, 600);
     }
     assert_eq!((slow.state("a"), slow.state("c")), (Some(State::Open), None));
     rig.pass(1_000);
     assert!(rig.choose("b"), "the provider's probe goes by any of its models");
     assert_eq!(rig.state("a"), Some(State::Probation));
+}
+
+#[test]
+fn a_decision_speaks_once_of_a_model() {
+    let mut rig = Rig::new("");
+    for _ in 0..20 {
+        rig.see("a", Some(FailureKind::Timeout), Attempt::First, 10);
+        rig.hear("d0", "a", Some(FailureKind::Timeout));
+    }
+    assert_eq!(rig.state("a"), None, "one failed call, told forty times");
+    let card = rig.health.scorecard(&rig.policy, rig.now);
+    assert_eq!(card.models[0].figures.outcomes, 20, "figures are of what was reported");
+    rig.fail("a", 3);
+    rig.see("b", None, Attempt::Fallback, 10);
+    rig.hear("another", "a", Some(FailureKind::Timeout));
+    assert_eq!(rig.state("a"), Some(State::Open), "five decisions in a row");
+}
+
+#[test]
+fn failures_that_only_cascades_tell_of_count_beside_reports() {
+    let mut rig = Rig::new("");
+    let told = |rig: &Rig, n: usize| (0..n).for_each(|n| rig.hear(&format!("t{n}"), "a", Some(FailureKind::Timeout)));
+    told(&rig, 30);
+    assert_eq!(rig.state("a"), None, "who tells of failures alone cannot be weighed");
+    rig.see("c", None, Attempt::First, 10);
+    rig.pass(600_001);
+    told(&rig, 30);
+    assert_eq!(rig.state("a"), None, "that was long ago");
+    rig.decisions += 1;
+    rig.see("c", None, Attempt::First, 10);
+    told(&rig, 5);
+    assert_eq!(rig.state("a"), Some(State::Open), "and what did not count before does now");
+    // Out of service, whoever tries it may tell.
+    rig.pass(700_000);
+    assert!(rig.choose("a"));
+    rig.hear(&format!("d{}", rig.decisions), "a", Some(FailureKind::ProviderError));
+    assert_eq!(rig.state("a"), Some(State::Open), "the probe failed");
+    for _ in 0..2 {
+        rig.pass(1_000);
+        assert!(rig.choose("a"));
+        rig.hear(&format!("d{}", rig.decisions), "a", Some(FailureKind::BadFormat));
+    }
+    assert_eq!(rig.state("a"), None, "bad answers are answers");
+    rig.hear("x", "nobody", Some(FailureKind::Timeout));
+    let card = rig.health.scorecard(&rig.policy, rig.now);
+    assert_eq!(card.models[0].figures.outcomes, 0, "cascades tell neither latency nor cost");
 }
 
 #[test]

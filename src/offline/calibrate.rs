@@ -5,7 +5,9 @@
 //! model's ability and is left out. Abilities and calibration are taken from first attempts alone where there are enough:
 //! an answer that was asked for after another had failed is to a harder query than the classifier thought.
 
-use std::collections::{BTreeMap, HashMap};
+mod threshold;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -14,9 +16,11 @@ use super::ability::{AbilityFit, GradedAnswer, fit};
 use super::gain::latent;
 use super::metrics::{Bootstrap, Estimate, ReliabilityBin, expected_calibration_error, mean, reliability};
 use super::off_policy::{LoggedReward, PolicyValue, value};
+use super::recalibrate::{Answer, is_of};
 use crate::decisions::{DecisionRecord, Lines, Outcome, SignalCounts, StepRecord, replay, replay_arms};
 use crate::domain::{Attempt, OutcomeReport, Probability};
 use crate::policy::{Document, Policy};
+pub use threshold::ThresholdFinding;
 
 /// Everything that the logs say.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,7 +31,7 @@ pub struct Calibration {
     pub models: Vec<ModelFinding>,
     /// How honest P(success) was; `None`: too few answers.
     pub success: Option<SuccessFinding>,
-    /// The threshold that would have kept what the policy asks; `None`: too few answers, or they do not tell.
+    /// The level that would have kept what the policy asks; `None`: too few answers, or no level would.
     pub min_confidence: Option<ThresholdFinding>,
     /// The later half of the log against the earlier one, by signal.
     pub drift: Vec<DriftFinding>,
@@ -40,6 +44,8 @@ pub struct LogCounts {
     pub decisions: usize,
     /// Outcomes in the log.
     pub outcomes: usize,
+    /// Outcomes that were told before.
+    pub repeated: usize,
     /// Outcomes of decisions that the log does not have.
     pub unknown: usize,
     /// Outcomes that say nothing of an answer: the model was unavailable, or nobody scored it.
@@ -88,17 +94,6 @@ pub struct SuccessFinding {
     pub shift: Option<Estimate>,
 }
 
-/// A threshold that would have kept what is asked.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ThresholdFinding {
-    /// What the policy asks.
-    pub asked: f64,
-    /// Share of answers that were good, of those whose tier was chosen with at least that confidence.
-    pub observed: f64,
-    /// What to ask so that the observed share is what is meant.
-    pub suggested: Estimate,
-}
-
 /// How far a signal has moved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DriftFinding {
@@ -108,6 +103,15 @@ pub struct DriftFinding {
     pub stability: f64,
     /// What chance alone would make of it, about.
     pub by_chance: f64,
+}
+
+// === impl ModelFinding ===
+
+impl ModelFinding {
+    /// Whether the candidate takes it up.
+    fn is_taken_up(&self) -> bool {
+        !self.biased && self.fit.answers >= FEW_FIRST
+    }
 }
 
 /// Answers below this many say too little for a map.
@@ -133,10 +137,11 @@ pub fn run(log: &Lines, outcomes: &[OutcomeReport], policy: &Policy, bootstrap: 
     let mut graded = join(log, outcomes, &mut counts);
     graded.sort_by_key(|answer| answer.outcome.time_unix_ms);
     let first: Vec<&Graded<'_>> = graded.iter().filter(|answer| answer.first).collect();
+    let models = abilities(&graded, policy);
     Calibration {
-        models: abilities(&graded, policy),
         success: success(&first, bootstrap),
-        min_confidence: min_confidence(&first, policy, bootstrap),
+        min_confidence: threshold::find(&first, log, policy, &models, bootstrap),
+        models,
         drift: drift(log),
         counts,
     }
@@ -146,7 +151,7 @@ pub fn run(log: &Lines, outcomes: &[OutcomeReport], policy: &Policy, bootstrap: 
 pub fn candidate(found: &Calibration, policy: &Policy) -> Document {
     let mut document = policy.spec().clone();
     let round = |value: f64| (value * 100.0).round() / 100.0;
-    for finding in found.models.iter().filter(|finding| !finding.biased && finding.fit.answers >= FEW_FIRST) {
+    for finding in found.models.iter().filter(|finding| finding.is_taken_up()) {
         if let Some(model) = document.models.get_mut(&finding.model) {
             model.ability = Some(round(finding.fit.ability));
         }
@@ -158,21 +163,41 @@ pub fn candidate(found: &Calibration, policy: &Policy) -> Document {
     document
 }
 
-/// What `candidate` would have earned in mean score, from the logs of `current`.
+/// Answers of first attempts to queries that the classifier of `manifest_sha256` judged, in the order of time.
+pub fn answers(log: &Lines, outcomes: &[OutcomeReport], policy: &Policy, manifest_sha256: &str) -> Vec<Answer> {
+    let mut graded = join(log, outcomes, &mut LogCounts::default());
+    graded.retain(|answer| answer.first && is_of(log, answer.record, manifest_sha256));
+    graded.sort_by_key(|answer| answer.outcome.time_unix_ms);
+    let models = &policy.spec().models;
+    let known = graded.iter().filter_map(|answer| Some((answer, models.get(&answer.outcome.model)?)));
+    known
+        .map(|(answer, model)| Answer {
+            model: answer.outcome.model.clone(),
+            ability: model.ability,
+            difficulty: answer.difficulty,
+            score: answer.score,
+        })
+        .collect()
+}
+
+/// What `candidate` would have earned in mean score, from the logs of `current`. Where a classifier is a candidate too,
+/// `seen` is the log as it would be with that one, else the log itself.
 ///
 /// The logging propensities are those of the experiments' arms that come to the same model; without experiments every
 /// choice was certain, and the estimate rests on the prediction wherever the candidate chooses otherwise.
 pub fn candidate_value(
-    log: &Lines,
+    (log, seen): (&Lines, &Lines),
     outcomes: &[OutcomeReport],
     (current, candidate): (&Arc<Policy>, &Arc<Policy>),
     bootstrap: &Bootstrap,
 ) -> PolicyValue {
     let graded = join(log, outcomes, &mut LogCounts::default());
+    let seen: HashMap<&str, &DecisionRecord> =
+        seen.records.iter().map(|record| (record.decision_id.as_str(), &**record)).collect();
     let rows = graded.iter().filter(|answer| answer.first).filter_map(|answer| {
         let record = answer.record;
         let context = log.contexts.get(&record.context)?;
-        let target = replay(record, context, candidate).ok()?;
+        let target = replay(seen.get(record.decision_id.as_str())?, context, candidate).ok()?;
         let Outcome::Selected { model, success, .. } = &target else { return None };
         let choices = replay_arms(record, context, current).ok()?;
         let of_logged = |(_, outcome): &&(f64, Outcome)| outcome.model() == Some(&answer.outcome.model);
@@ -201,7 +226,14 @@ fn join<'a>(log: &'a Lines, outcomes: &'a [OutcomeReport], counts: &mut LogCount
         })
         .collect();
     let mut graded = Vec::new();
+    let mut told = HashSet::new();
     for outcome in outcomes {
+        // A report that was sent again, to another server, is one report.
+        let told_of = serde_json::to_string(&OutcomeReport { time_unix_ms: 0, ..outcome.clone() });
+        if told_of.is_ok_and(|told_of| !told.insert(told_of)) {
+            counts.repeated += 1;
+            continue;
+        }
         let first = steps.get(outcome.decision_id.as_str());
         let id = first.copied().unwrap_or(&outcome.decision_id);
         let Some(record) = records.get(id).copied() else {
@@ -300,31 +332,6 @@ fn success(first: &[&Graded<'_>], bootstrap: &Bootstrap) -> Option<SuccessFindin
     })
 }
 
-/// The threshold on the tier's confidence at which answers were good as often as the policy asks.
-fn min_confidence(first: &[&Graded<'_>], policy: &Policy, bootstrap: &Bootstrap) -> Option<ThresholdFinding> {
-    let asked = policy.spec().base.thresholds.min_confidence.map_or(0.8, Probability::value);
-    let pairs: Vec<(f64, f64)> = first
-        .iter()
-        .filter_map(|answer| {
-            let (tiers, tier) = (answer.record.signals.as_ref()?.tiers, answer.record.outcome.tier()?);
-            let suffices: f32 = tiers.iter().take(tier.index() + 1).sum();
-            Some((f64::from(suffices), f64::from(u8::from(answer.score >= GOOD))))
-        })
-        .collect();
-    if pairs.len() < FEW {
-        return None;
-    }
-    // Along the fitted curve, what confidence means the asked share; only where more confidence means better answers.
-    let [suggested] = bootstrap.estimates(pairs.len(), |rows| {
-        let fitted = logistic(rows.iter().filter_map(|row| pairs.get(*row).copied()));
-        let wanted =
-            fitted.filter(|(_, slope)| *slope > 0.1).map(|(intercept, slope)| (logit(asked) - intercept) / slope);
-        [wanted.map(|wanted| sigmoid(wanted).clamp(0.05, 0.99))]
-    });
-    let observed = mean(pairs.iter().filter(|(suffices, _)| *suffices >= asked).map(|(_, good)| *good))?;
-    Some(ThresholdFinding { asked, observed, suggested: suggested? })
-}
-
 /// Intercept and slope of the logistic regression of scores on logits of predictions; `None`: it does not settle.
 fn logistic(pairs: impl Iterator<Item = (f64, f64)>) -> Option<(f64, f64)> {
     let pairs: Vec<(f64, f64)> = pairs.map(|(p, score)| (logit(p), score)).collect();
@@ -392,7 +399,7 @@ mod tests {
 
     use super::*;
     use crate::decisions::{Context, read_lines};
-    use crate::domain::ClassifierRef;
+    use crate::domain::{ClassifierRef, Tier, TierControl};
     use crate::policy::{PolicyOptions, to_yaml};
 
     /// Abilities that the answers are made with; the policy thinks otherwise.
@@ -489,11 +496,45 @@ experiments: {half: {arms: {a: {weight: 0.7}, b: {weight: 0.3, chains: {quick: [
         let truth =
             log.records.iter().map(|record| sigmoid(TRUE_BIG - latent(record.signals.as_ref().unwrap().difficulty)));
         let truth = mean(truth).unwrap();
-        let value = candidate_value(&log, &outcomes, (&current, &strong), &quick());
+        let value = candidate_value((&log, &log), &outcomes, (&current, &strong), &quick());
         for estimate in [value.inverse_propensity, value.doubly_robust].map(Option::unwrap) {
             assert!((estimate.value - truth).abs() < 0.03, "{estimate:?} is not {truth}");
         }
         assert!(value.logged.unwrap().value < truth - 0.05 && value.overlap < 0.8);
+    }
+
+    /// The suggested level is held against what the models really do.
+    #[test]
+    fn the_suggested_min_confidence_keeps_the_promise() {
+        let (mut log, outcomes) = logs(4_000, 0.0);
+        // As shipped classifiers have it: the threshold that keeps a promise is far below the promise.
+        let control =
+            TierControl::try_from(vec![[0.5, 0.1], [0.7, 0.2], [0.8, 0.3], [0.9, 0.6], [0.99, 0.95]]).unwrap();
+        for context in log.contexts.values_mut() {
+            *context = Arc::new(Context { tier_control: control.clone(), ..(**context).clone() });
+        }
+        let asking = |level: f64| {
+            let thresholds = format!("thresholds: {{min_confidence: {level}}}\n");
+            policy(&POLICY.replace("escalation:", &format!("{thresholds}escalation:")))
+        };
+        let mut under_routed = Vec::new();
+        for level in [0.6, 0.75, 0.8, 0.9, 0.95] {
+            let tried = asking(level);
+            let missed = log.records.iter().map(|record| {
+                let decided = replay(record, &log.contexts[&record.context], &tried).unwrap();
+                let ability = if decided.model() == Some("mini") { TRUE_MINI } else { TRUE_BIG };
+                let right = sigmoid(ability - latent(record.signals.as_ref().unwrap().difficulty));
+                if decided.tier() == Some(Tier::Complex) { 0.0 } else { 1.0 - right }
+            });
+            under_routed.push((level, mean(missed).unwrap()));
+        }
+        let found = run(&log, &outcomes, &asking(0.8), &quick()).min_confidence.unwrap();
+        let suggested = found.suggested.value;
+        for (level, missed) in under_routed {
+            let clear = (missed - 0.2).abs() > 0.01;
+            assert!(!clear || (missed <= 0.2) == (level >= suggested - 1e-9), "{missed} at {level}: {found:?}");
+        }
+        assert_eq!((found.asked, found.n), (0.8, 4_000));
     }
 
     #[test]
@@ -509,6 +550,8 @@ experiments: {half: {arms: {a: {weight: 0.7}, b: {weight: 0.3, chains: {quick: [
         assert!(difficulty.stability > 0.25 && difficulty.by_chance < 0.05, "{difficulty:?}");
         let intent = found.drift.iter().find(|drift| drift.signal == "intent").unwrap();
         assert!(intent.stability < 0.01, "{intent:?}");
+        outcomes.push(outcomes[7].clone());
+        assert_eq!(run(&log, &outcomes, &policy(POLICY), &quick()).counts.repeated, 1);
         let few = run(&log, &outcomes[..50], &policy(POLICY), &quick());
         assert!(few.success.is_none() && few.min_confidence.is_none(), "50 answers say too little");
     }

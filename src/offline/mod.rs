@@ -11,6 +11,7 @@ pub mod import;
 pub mod metrics;
 pub mod off_policy;
 pub mod perturb;
+pub mod recalibrate;
 pub mod register;
 pub mod report;
 pub mod robustness;

@@ -55,7 +55,7 @@ pub use ladder::{Advance, Halt, Progress, Tried};
 pub use operation::{BreakerSpec, ForcedState, HealthSpec, LimitsSpec, SessionsSpec, TrafficSpec, Unreported};
 pub use resolve::{NoCandidate, Resolution, Signals, middle_of};
 pub use schema::json_schema;
-pub use scope::{Scope, ScopeError};
+pub use scope::{MIN_CONFIDENCE, Scope, ScopeError};
 pub use select::sticky_hash;
 pub(crate) use snapshot::sha256_hex;
 pub use snapshot::{InvalidPolicy, Policy, PolicyOptions};

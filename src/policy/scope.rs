@@ -56,8 +56,9 @@ pub enum ScopeError {
 
 /// Most combinations of arms that are told apart; experiments beyond are taken as not there.
 const MAX_ARM_CHOICES: usize = 64;
-/// Thresholds when no layer has them.
-const MIN_CONFIDENCE: f64 = 0.80;
+/// The confidence that is asked of a tier where no layer says.
+pub const MIN_CONFIDENCE: f64 = 0.80;
+/// Other thresholds when no layer has them.
 const MIN_INTENT_CONFIDENCE: f64 = 0.35;
 const OUT_OF_SCOPE: f64 = 0.90;
 

@@ -25,6 +25,8 @@ pub struct EscalateQuery {
     pub tenant: String,
     /// What came of it.
     pub observed: Observed,
+    /// Whether its caller may report outcomes, so that breakers take what it tells of models.
+    pub reports: bool,
 }
 
 /// What a continuation takes from a first decision besides the decision itself.
@@ -55,7 +57,12 @@ impl Router {
         let active = self.policies.snapshot();
         let standing = self.policies.standing(&active)?;
         let scope = active.policy.scope(&before.tenant, &before.role)?.with_arms(before.arms.iter().cloned());
-        let mut begun = self.governor.begin_step(&scope, now_ms);
+        if query.reports {
+            let asked = before.tried.iter().rev().take(before.together as usize);
+            let models = asked.filter_map(|tried| scope.policy().model_name(tried.model));
+            self.governor.hear(&scope, before.decision, models, query.observed.failure, now_ms);
+        }
+        let mut begun = self.governor.begin_step(&scope, &before.tenant, now_ms);
         let stepped = step(before.clone(), &query.observed, &scope, &begun.circumstances, now_ms);
         let unavailable = query.observed.failure.is_some_and(FailureKind::is_unavailability);
         let attempt = if unavailable { Attempt::Fallback } else { Attempt::Escalation };

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use quick_cache::sync::Cache;
+
 use crate::decisions::OutcomeLog;
 use crate::domain::{
-    Attempt, Candidate, Decision, Escalation, Fallback, FanOut, OutcomeReport, Priority, Reason, ReasonCode, Stop,
-    StopReason, Tier,
+    Attempt, Candidate, Decision, Escalation, FailureKind, Fallback, FanOut, OutcomeReport, Priority, Reason,
+    ReasonCode, Stop, StopReason, Tier,
 };
-use crate::health::{Behind, Chosen, Health};
+use crate::health::{Behind, Chosen, Health, Told};
 use crate::policy::{
     Circumstances, KeyDigest, NoCandidate, Policy, Resolution, Scope, SessionsSpec, Signals, Standing,
     State as ModelState,
 };
-use crate::state::{Asked, Booking, Budget, Pending, Rate, Session, State, nanos, usd};
+use crate::state::{Asked, Booking, Budget, Pending, Rate, Session, State, fingerprint, nanos, usd};
 use crate::telemetry::{OutcomeMetrics, SessionEffect};
 
 /// Health and state, as decisions use them.
@@ -23,6 +25,8 @@ pub struct Governor {
     state: Arc<State>,
     log: Option<Arc<OutcomeLog>>,
     metrics: Arc<OutcomeMetrics>,
+    /// What tells reports that were taken from others.
+    taken: Cache<u64, ()>,
 }
 
 /// A tenant has asked for, or spent, as much as it may.
@@ -52,6 +56,7 @@ pub(super) struct Caller<'a> {
 #[derive(Debug)]
 pub(super) struct Begun {
     account: String,
+    tenant: Arc<str>,
     budget: Option<Budget>,
     sessions: SessionsSpec,
     /// The session's key and the text's hash.
@@ -75,13 +80,15 @@ pub(super) struct Plan<'a> {
 /// Hints to wait are random within this, and longer where a limit says so.
 const LEAST_WAIT: Duration = Duration::from_millis(100);
 const MOST_WAIT: Duration = Duration::from_millis(1_000);
+/// Reports remembered, to know them again when they are sent again: about 10 MB.
+const MAX_TAKEN: usize = 100_000;
 
 // === impl Governor ===
 
 impl Governor {
     /// Everything in service, nobody known.
     pub fn new(state: Arc<State>, log: Option<Arc<OutcomeLog>>, metrics: Arc<OutcomeMetrics>) -> Self {
-        Self { health: Health::new(Arc::clone(&metrics)), state, log, metrics }
+        Self { health: Health::new(Arc::clone(&metrics)), state, log, metrics, taken: Cache::new(MAX_TAKEN) }
     }
 
     /// Health of models and providers.
@@ -144,20 +151,20 @@ impl Governor {
             let warm = told.session.filter(|kept| within(kept.at_ms, sessions.stick_s));
             circumstances.session = warm.map(|kept| (kept.model, kept.tier));
         }
-        let account = account.to_owned();
-        Ok(Begun { account, budget, sessions, session, circumstances, now_ms: caller.now_ms, away: told.away })
+        let (account, tenant) = (account.to_owned(), caller.tenant.into());
+        Ok(Begun { account, tenant, budget, sessions, session, circumstances, now_ms: caller.now_ms, away: told.away })
     }
 
     /// What is true at the moment of a step of a cascade. Limits on requests are for first ones; a step pays for itself
     /// when it is booked. A step tries nothing that is out of service.
-    pub(super) fn begin_step(&self, scope: &Scope, now_ms: u64) -> Begun {
+    pub(super) fn begin_step(&self, scope: &Scope, tenant: &str, now_ms: u64) -> Begun {
         let account = scope.account().to_owned();
         let mut circumstances = self.health.circumstances(scope.policy(), &account, Instant::now());
         for model in std::mem::take(&mut circumstances.probes) {
             circumstances.models.insert(model, probation());
         }
-        let budget = Budget::of(&scope.limits());
-        Begun { account, budget, sessions: SessionsSpec::default(), session: None, circumstances, now_ms, away: false }
+        let (budget, sessions) = (Budget::of(&scope.limits()), SessionsSpec::default());
+        Begun { account, tenant: tenant.into(), budget, sessions, session: None, circumstances, now_ms, away: false }
     }
 
     /// Decides, lets the decision try what it may, and reserves its cost.
@@ -225,6 +232,7 @@ impl Governor {
         let SessionsSpec { stick_s, retry_s, raise_s } = begun.sessions;
         let pending = Pending {
             account: begun.account.as_str().into(),
+            tenant: Arc::clone(&begun.tenant),
             selected: Arc::clone(&selected.model),
             beside: beside.map(|candidate| Arc::clone(&candidate.model)).collect(),
             fallbacks: fallbacks.iter().map(|fallback| Arc::clone(&fallback.candidate.model)).collect(),
@@ -279,16 +287,21 @@ impl Governor {
         limited(caller.tenant, text, budget.until_next(caller.now_ms))
     }
 
-    /// Takes what a caller saw: settles its cost, judges the model, and writes it down. Whether the policy has the
-    /// model.
-    pub async fn report(&self, policy: &Policy, mut report: OutcomeReport) -> bool {
+    /// Takes what a caller saw: settles its cost, judges the model, and writes it down. False: the policy does not have
+    /// the model, or the same was told before. `tenant` is known to be the decision's where it is not empty.
+    pub async fn report(&self, policy: &Policy, mut report: OutcomeReport, tenant: &str) -> bool {
+        let fingerprint = fingerprint(&report);
+        if self.taken.get(&fingerprint).is_some() {
+            return false;
+        }
         let pending = self.state.settle(&report).await;
         let known = pending.as_ref();
         let attempt = report.attempt.or_else(|| known.and_then(|known| known.attempt_of(&report.model)));
         report.attempt = attempt;
         let counted = known.is_some_and(|known| known.attempt != Attempt::First && *known.selected == *report.model);
-        let behind =
-            Behind { account: known.map_or("", |known| &known.account), attempt, counted, age: age(&report, known) };
+        let named = if policy.spec().tenants.contains_key(tenant) { tenant } else { "" };
+        let account = known.map_or(named, |known| &known.account);
+        let behind = Behind { account, attempt, counted, age: age(&report, known) };
         let in_policy = self.health.observe(policy, &report, behind, Instant::now());
         if in_policy {
             self.metrics.record_outcome(&report, attempt, known.and_then(|known| known.threshold));
@@ -296,7 +309,26 @@ impl Governor {
         if let Some(log) = &self.log {
             log.record(report);
         }
+        // Last: a call that ends halfway may be made again.
+        self.taken.insert(fingerprint, ());
         in_policy
+    }
+
+    /// Takes what a step of a cascade tells of the models that were called.
+    pub(super) fn hear<'a>(
+        &self,
+        scope: &Scope,
+        decision: uuid::Uuid,
+        models: impl Iterator<Item = &'a Arc<str>>,
+        failure: Option<FailureKind>,
+        now_ms: u64,
+    ) {
+        let age = Duration::from_millis(now_ms.saturating_sub(made_ms(decision).unwrap_or(now_ms)));
+        let decision_id = &decision.to_string();
+        for model in models {
+            let told = Told { decision_id, model, account: scope.account(), failure, age };
+            self.health.hear(scope.policy(), told, Instant::now());
+        }
     }
 }
 
@@ -321,15 +353,17 @@ fn probation() -> Standing {
 
 /// How long ago the decision behind a report was made: from its record, else its id, else the time its answer took.
 fn age(report: &OutcomeReport, known: Option<&Pending>) -> Duration {
-    let by_id = || {
-        let id = uuid::Uuid::parse_str(&report.decision_id).ok()?;
-        let (seconds, nanos) = id.get_timestamp()?.to_unix();
-        Some(seconds * 1_000 + u64::from(nanos) / 1_000_000)
-    };
+    let by_id = || made_ms(uuid::Uuid::parse_str(&report.decision_id).ok()?);
     match known.map(|known| known.at_ms).or_else(by_id) {
         Some(at_ms) => Duration::from_millis(report.time_unix_ms.saturating_sub(at_ms)),
         None => Duration::from_millis(report.latency_ms),
     }
+}
+
+/// When the decision of that id was made, Unix milliseconds; `None`: the id is not one of this service's.
+fn made_ms(id: uuid::Uuid) -> Option<u64> {
+    let (seconds, nanos) = id.get_timestamp()?.to_unix();
+    Some(seconds * 1_000 + u64::from(nanos) / 1_000_000)
 }
 
 impl<'a> From<&'a Resolution> for Plan<'a> {

@@ -9,6 +9,7 @@ mod governor;
 mod journal;
 mod languages;
 mod loaded;
+mod report;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::classifier::Classifier;
 use crate::decisions::{DecisionLog, DriftMonitor, Outcome};
 use crate::domain::{
     Attempt, Classification, Complexity, Confidence, ConfidenceOf, Decision, InputReport, IntentCall, InvalidQuery,
-    Language, OutcomeReport, PolicyRef, Priority, Query, Reason, ReasonCode, Source, TierChoice, Timings,
+    Language, PolicyRef, Priority, Query, Reason, ReasonCode, Source, TierChoice, Timings,
 };
 use crate::policy::{Assignment, KeyDigest, NoCandidate, Resolution, ScopeError, Signals};
 use crate::rules::RuleInput;
@@ -37,6 +38,7 @@ use languages::Languages;
 use loaded::Loaded;
 
 pub use loaded::{Fresh, Retired, Unfit};
+pub use report::{NotVouched, Reporter};
 
 /// Everything a decision needs. Shared by all requests.
 #[derive(Debug)]
@@ -190,14 +192,6 @@ impl Router {
     /// Limits, health and sessions.
     pub fn governor(&self) -> &Governor {
         &self.governor
-    }
-
-    /// Takes what a caller saw of a model's answer.
-    pub async fn report(&self, report: OutcomeReport) {
-        let policy = Arc::clone(&self.policies.snapshot().policy);
-        if !self.governor.report(&policy, report).await {
-            tracing::debug!("an outcome of a model that the policy does not have");
-        }
     }
 
     /// The decision log, where one is kept.

@@ -94,7 +94,6 @@ fn failure(failure: i32) -> Result<Option<FailureKind>, Box<Status>> {
 }
 
 /// A reported outcome, as of now.
-#[allow(dead_code, reason = "the service that takes reports is on its way")]
 pub(super) fn outcome(request: proto::ReportOutcomeRequest, time_unix_ms: u64) -> Result<OutcomeReport, Box<Status>> {
     let attempt = match proto::Attempt::try_from(request.attempt) {
         Ok(proto::Attempt::Unspecified) => None,
@@ -141,12 +140,12 @@ fn unknown_enum(field: &'static str, value: i32) -> Status {
 }
 
 /// What asks for the next step of a cascade.
-pub(super) fn escalate_request(request: proto::EscalateRequest) -> Result<EscalateQuery, Box<Status>> {
+pub(super) fn escalate_request(request: proto::EscalateRequest, reports: bool) -> Result<EscalateQuery, Box<Status>> {
     let proto::EscalateRequest { continuation, observed: seen, tenant } = request;
     if continuation.is_empty() {
         return Err(Box::new(invalid_field("continuation", "is empty; send that of the decision that was followed")));
     }
-    Ok(EscalateQuery { continuation, tenant, observed: observed(seen.unwrap_or_default())? })
+    Ok(EscalateQuery { continuation, tenant, observed: observed(seen.unwrap_or_default())?, reports })
 }
 
 /// What a caller saw.

@@ -26,7 +26,7 @@ use tower::Service as _;
 use super::admission::Admitted;
 use super::methods::{self, For, Method};
 use super::{Backend, deadline, status};
-use crate::access::{AccessStore, Caller, Denied, Shown};
+use crate::access::{AccessStore, Caller, Denied, Right, Shown};
 use crate::telemetry::Traces;
 use crate::telemetry::traces::Span;
 
@@ -196,6 +196,16 @@ pub(super) fn tenant_of(extensions: &Extensions, named: String, backend: &Backen
         backend.metrics().transport().record_denied("tenant");
         Box::new(status::other_tenant(caller.name()))
     })
+}
+
+/// The only tenants that a call may speak for; `None`: any.
+pub(super) fn tenants_of(extensions: &Extensions) -> Option<&[String]> {
+    extensions.get::<Arc<Caller>>().and_then(|caller| caller.tenants())
+}
+
+/// Whether a call's caller has `right`; everybody has where nobody is asked who they are.
+pub(super) fn has_right(extensions: &Extensions, right: Right) -> bool {
+    extensions.get::<Arc<Caller>>().is_none_or(|caller| caller.has(right))
 }
 
 // === impl OpenCall ===

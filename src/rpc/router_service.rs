@@ -9,9 +9,10 @@ use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
 use super::proto::{self, router_server::Router as RouterService};
 use super::{Backend, convert, deadline, front, status};
+use crate::access::Right;
 use crate::batch::{BatchError, Terms};
 use crate::domain::Priority;
-use crate::router::DecideError;
+use crate::router::{DecideError, Reporter};
 use crate::telemetry::traces::Span;
 
 /// Most requests of one batch call.
@@ -71,11 +72,20 @@ impl RouterApi {
         proto::RouteResult { result: Some(outcome) }
     }
 
-    async fn take_outcome(&self, report: proto::ReportOutcomeRequest) -> Result<(), Box<Status>> {
+    async fn take_outcome(
+        &self,
+        mut report: proto::ReportOutcomeRequest,
+        call: &Extensions,
+    ) -> Result<(), Box<Status>> {
         let router = self.backend.router()?;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        router.report(convert::outcome(report, since.as_millis() as u64)?).await;
-        Ok(())
+        let continuation = std::mem::take(&mut report.continuation);
+        let reporter = Reporter { tenants: front::tenants_of(call), continuation: &continuation };
+        let taken = router.report(convert::outcome(report, since.as_millis() as u64)?, reporter).await;
+        taken.map_err(|refused| {
+            self.backend.metrics().transport().record_denied("tenant");
+            Box::new(status::not_vouched(refused))
+        })
     }
 
     fn refusal(&self, error: DecideError) -> Status {
@@ -186,7 +196,8 @@ impl RouterService for RouterApi {
             let router = self.backend.router().map_err(|status| *status)?;
             let (_, call, mut request) = request.into_parts();
             request.tenant = front::tenant_of(&call, request.tenant, &self.backend).map_err(|status| *status)?;
-            let query = convert::escalate_request(request).map_err(|status| *status)?;
+            let reports = front::has_right(&call, Right::Report);
+            let query = convert::escalate_request(request, reports).map_err(|status| *status)?;
             router.escalate(&query).await.map(convert::next_step).map_err(|error| {
                 let status = status::from_decide(error);
                 let (code, why) = (status.code(), status.message());
@@ -202,7 +213,8 @@ impl RouterService for RouterApi {
         request: Request<proto::ReportOutcomeRequest>,
     ) -> Result<Response<proto::ReportOutcomeResponse>, Status> {
         // Admission does not count these: under load it matters most to hear what fails.
-        let outcome = self.take_outcome(request.into_inner()).await.map_err(|status| *status);
+        let (_, call, report) = request.into_parts();
+        let outcome = self.take_outcome(report, &call).await.map_err(|status| *status);
         self.count("ReportOutcome", outcome.map(|()| proto::ReportOutcomeResponse {}))
     }
 
@@ -212,9 +224,10 @@ impl RouterService for RouterApi {
     ) -> Result<Response<proto::ReportOutcomesResponse>, Status> {
         let outcome = async {
             self.backend.router().map_err(|status| *status)?;
-            let mut taken = request
-                .into_inner()
-                .map(|report| async move { Ok::<_, Status>(self.take_outcome(report?).await) })
+            let (_, call, reports) = request.into_parts();
+            let call = &call;
+            let mut taken = reports
+                .map(|report| async move { Ok::<_, Status>(self.take_outcome(report?, call).await) })
                 .buffered(STREAM_CONCURRENCY);
             let mut answer = proto::ReportOutcomesResponse::default();
             while let Some(result) = taken.next().await {

@@ -14,7 +14,7 @@
 //! | too many requests in flight, or too much work waits | load | RESOURCE_EXHAUSTED | `RetryInfo` |
 //! | a tenant's limit on requests or spending | caller | RESOURCE_EXHAUSTED | `QuotaFailure`, `RetryInfo` |
 //! | nobody known calls | caller | UNAUTHENTICATED | |
-//! | the caller lacks a right, or calls for another's tenant | caller | PERMISSION_DENIED | |
+//! | the caller lacks a right, or calls for another's tenant, or reports of its decisions | caller | PERMISSION_DENIED | |
 //! | a message or body over the limit | caller | OUT_OF_RANGE | |
 //! | a panic | us | INTERNAL | |
 //! | classifier not available for `Classify` | us | UNAVAILABLE or DEADLINE_EXCEEDED | `RetryInfo` |
@@ -31,7 +31,7 @@ use crate::batch::BatchError;
 use crate::cascade::ContinuationError;
 use crate::domain::InvalidQuery;
 use crate::policy::{EditError, NoCandidate, ScopeError, Severity};
-use crate::router::{DecideError, Limited};
+use crate::router::{DecideError, Limited, NotVouched};
 use crate::sources::{ChangeError, PolicyStale, WriteError};
 
 /// How long a caller should wait before it tries an overloaded server again, where nothing better is known.
@@ -179,6 +179,11 @@ pub(super) fn denied(denied: Denied) -> Status {
 
 pub(super) fn other_tenant(caller: &str) -> Status {
     Status::permission_denied(format!("caller {caller:?} does not call for this tenant, or has to say for which"))
+}
+
+/// A report that is not its caller's to make.
+pub(super) fn not_vouched(refused: NotVouched) -> Status {
+    Status::permission_denied(refused.to_string())
 }
 
 pub(super) fn not_ready() -> Status {

@@ -366,8 +366,14 @@ fn start_governor(config: &Config, metrics: &Arc<Metrics>, tasks: &Tasks) -> Res
     let state = Arc::new(match &config.state {
         None => State::local(),
         Some(StateUrl(url)) => {
-            let (url, timeout, replicas) = (url.clone(), config.state_timeout, config.state_replicas);
-            State::shared(&StateOptions { url, timeout, replicas }, Arc::clone(&outcomes))?
+            let options = StateOptions {
+                url: url.clone(),
+                timeout: config.state_timeout,
+                replicas: config.state_replicas,
+                ca_file: config.state_ca_file.clone(),
+                client_identity: config.state_client_identity.clone(),
+            };
+            State::shared(&options, Arc::clone(&outcomes))?
         }
     });
     let (keeper, stopping) = (Arc::clone(&state), tasks.stopping());

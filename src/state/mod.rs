@@ -9,13 +9,15 @@ mod ledger;
 mod pending;
 mod shared;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::{ClientTlsConfig, TlsCertificates};
 use tokio_util::sync::CancellationToken;
 
 pub use account::{BadAnswer, Budget, Nanos, Rate, Session, nanos, usd};
-pub use pending::{Booking, Pending};
+pub use pending::{Booking, Pending, fingerprint};
 
 use crate::domain::{OutcomeReport, Priority};
 use crate::telemetry::OutcomeMetrics;
@@ -39,12 +41,34 @@ pub struct StateOptions {
     pub timeout: Duration,
     /// How many servers share it: each one's part of a limit while it is away.
     pub replicas: u32,
+    /// PEM file of the authorities that it is trusted by; `None`: the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// PEM files of the certificate chain and the key that are shown to it.
+    pub client_identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// The shared state cannot be used as it is set.
 #[derive(Debug, thiserror::Error)]
-#[error("the address of the shared state cannot be used")]
-pub struct StateError(#[source] redis::RedisError);
+pub enum StateError {
+    /// The address is none, or a certificate is none.
+    #[error("its address or a certificate cannot be used")]
+    Unusable(#[from] redis::RedisError),
+    /// A file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of authorities has none: nobody would be trusted.
+    #[error("{} holds no certificate in PEM", .path.display())]
+    NoAuthority {
+        /// Which.
+        path: PathBuf,
+    },
+}
 
 /// What a request asks before it is decided.
 #[derive(Clone, Copy, Debug)]
@@ -108,9 +132,15 @@ impl State {
     /// Shared; away until [`Self::run`] has connected.
     ///
     /// # Errors
-    /// When the address is none.
+    /// When the address is none, or a certificate cannot be read.
     pub fn shared(options: &StateOptions, metrics: Arc<OutcomeMetrics>) -> Result<Self, StateError> {
-        let shared = Shared::new(&options.url, options.timeout, metrics).map_err(StateError)?;
+        let root_cert = options.ca_file.as_deref().map(read_authorities).transpose()?;
+        let client_tls = match &options.client_identity {
+            Some((chain, key)) => Some(ClientTlsConfig { client_cert: read(chain)?, client_key: read(key)? }),
+            None => None,
+        };
+        let certificates = TlsCertificates { client_tls, root_cert };
+        let shared = Shared::new(&options.url, certificates, options.timeout, metrics)?;
         Ok(Self { ledger: Ledger::new(), shared: Some(shared), replicas: options.replicas })
     }
 
@@ -166,6 +196,15 @@ impl State {
         let away = self.shared.is_some() && kept;
         let part = if away { Part::Among(self.replicas) } else { Part::Whole };
         Booked { fits: self.ledger.book(&booking, part, now_ms), away }
+    }
+
+    /// What is known of a decision, which stays as it is.
+    pub async fn look_up(&self, decision_id: &str) -> Option<Pending> {
+        if let Some(known) = self.ledger.pending(decision_id) {
+            return Some(known);
+        }
+        // What fails is counted and told there.
+        self.shared.as_ref()?.look_up(decision_id).await.ok().flatten()
     }
 
     /// Settles what an outcome spent and remembers a bad answer of its session; what is known of the decision.
@@ -229,17 +268,39 @@ impl State {
     /// Sees whether the store is there, tells it what it missed, and learns what others have booked.
     async fn look(&self, shared: &Shared) -> Result<(), shared::Away> {
         shared.connect().await?;
+        let mut sound = true;
         for (account, window_ms, window, amount) in self.ledger.untold() {
-            let (booked, now) = shared.add(&account, window_ms, window, amount).await?;
-            self.ledger.told(&account, window, amount, if now == window { booked } else { 0 });
+            match shared.add(&account, window_ms, window, amount).await {
+                Ok((booked, now)) => self.ledger.told(&account, window, amount, if now == window { booked } else { 0 }),
+                // One account's key must not keep the others away.
+                Err(shared::Away::Spoilt(_)) => sound = false,
+                Err(away) => return Err(away),
+            }
         }
         shared.back();
         for (account, window_ms) in self.ledger.budgeted() {
-            let (booked, window) = shared.add(&account, window_ms, 0, 0).await?;
-            self.ledger.learn(&account, (window_ms, window), booked);
+            match shared.add(&account, window_ms, 0, 0).await {
+                Ok((booked, window)) => self.ledger.learn(&account, (window_ms, window), booked),
+                Err(shared::Away::Spoilt(_)) => sound = false,
+                Err(away) => return Err(away),
+            }
+        }
+        if sound {
+            shared.sound();
         }
         Ok(())
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, StateError> {
+    std::fs::read(path).map_err(|source| StateError::Unreadable { path: path.to_owned(), source })
+}
+
+fn read_authorities(path: &Path) -> Result<Vec<u8>, StateError> {
+    let bytes = read(path)?;
+    let begins = b"-----BEGIN CERTIFICATE-----";
+    let any = bytes.windows(begins.len()).any(|window| window == begins);
+    if any { Ok(bytes) } else { Err(StateError::NoAuthority { path: path.to_owned() }) }
 }
 
 #[cfg(test)]

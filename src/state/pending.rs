@@ -6,13 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Budget, Nanos};
 use crate::domain::{Attempt, OutcomeReport, Tier};
-use crate::policy::Unreported;
+use crate::policy::{KeyDigest, Unreported};
 
 /// What an outcome needs to know of its decision; a shared store holds it as JSON.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Pending {
     /// Whose traffic it is: a tenant of the policy, or nothing.
     pub account: Arc<str>,
+    /// The tenant as the request named it; empty: none. Older servers wrote none.
+    #[serde(default)]
+    pub tenant: Arc<str>,
     /// The selected model.
     pub selected: Arc<str>,
     /// The models to ask at once with it.
@@ -71,6 +74,13 @@ impl Pending {
         let low = report.score.zip(self.threshold).is_some_and(|(score, threshold)| score < threshold);
         low || report.failure.is_some_and(|failure| !failure.is_unavailability())
     }
+}
+
+/// What tells a report from another: everything but the time it came.
+pub fn fingerprint(report: &OutcomeReport) -> u64 {
+    // Names and numbers: there is nothing that JSON could not hold.
+    let text = serde_json::to_string(&OutcomeReport { time_unix_ms: 0, ..report.clone() }).unwrap_or_default();
+    KeyDigest::of(&text).0.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 /// What a report says was spent; `None`: nothing is said, the estimate stands.

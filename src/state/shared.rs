@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError, Script, ScriptInvocation};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, Script, ScriptInvocation, ServerErrorKind, TlsCertificates,
+};
 
 use super::account::{BadAnswer, Budget, Nanos, Rate, Session, nanos};
-use super::pending::{Booking, Pending, spent};
+use super::pending::{Booking, Pending, fingerprint, spent};
 use crate::domain::{OutcomeReport, Priority};
 use crate::policy::Unreported;
 use crate::telemetry::OutcomeMetrics;
@@ -25,11 +27,14 @@ pub(super) struct Shared {
     connection: Mutex<Option<MultiplexedConnection>>,
     /// Said once per outage.
     away: AtomicBool,
+    /// It holds something that is not this service's under a key of this service; said once until all is well.
+    spoilt: AtomicBool,
     scripts: Scripts,
     metrics: Arc<OutcomeMetrics>,
 }
 
-/// Why a call did not come to anything; the store is away from then on, until it answers a ping.
+/// Why a call did not come to anything. But for [`Away::Spoilt`] the store is away from then on, until it answers a
+/// ping.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Away {
     /// It was away before.
@@ -41,6 +46,9 @@ pub(super) enum Away {
     /// It answered with an error, or the connection broke.
     #[error("it failed")]
     Failed(#[from] RedisError),
+    /// It holds something else where this call's values should be; other calls are none the worse for it.
+    #[error("it holds something else under one of this service's keys")]
+    Spoilt(#[source] RedisError),
 }
 
 /// What the store says to a request.
@@ -79,14 +87,22 @@ impl Shared {
     /// A store at `url` that is away until [`Self::connect`].
     ///
     /// # Errors
-    /// When the address is none.
-    pub(super) fn new(url: &str, timeout: Duration, metrics: Arc<OutcomeMetrics>) -> Result<Self, RedisError> {
+    /// When the address is none, or a certificate is none.
+    pub(super) fn new(
+        url: &str,
+        certificates: TlsCertificates,
+        timeout: Duration,
+        metrics: Arc<OutcomeMetrics>,
+    ) -> Result<Self, RedisError> {
+        let tls = url.starts_with("rediss://");
+        let client = if tls { Client::build_with_tls(url, certificates)? } else { Client::open(url)? };
         metrics.set_state_away(true);
         Ok(Self {
-            client: Client::open(url)?,
+            client,
             timeout,
             connection: Mutex::new(None),
             away: AtomicBool::new(true),
+            spoilt: AtomicBool::new(false),
             scripts: Scripts {
                 ask: Script::new(include_str!("scripts/ask.lua")),
                 book: Script::new(include_str!("scripts/book.lua")),
@@ -195,11 +211,24 @@ impl Shared {
         Ok((booked == 1, sum, window))
     }
 
+    /// What is known of the decision.
+    pub(super) async fn look_up(&self, decision_id: &str) -> Result<Option<Pending>, Away> {
+        if self.is_away() {
+            return Err(Away::Already);
+        }
+        let mut command = redis::cmd("HGET");
+        command.arg(format!("{DECISION}{decision_id}")).arg("pending");
+        let Some(mut connection) = self.connection() else { return Err(Away::Already) };
+        let kept: Option<String> = self.limited(async move { command.query_async(&mut connection).await }).await?;
+        Ok(kept.and_then(|kept| serde_json::from_str(&kept).ok()))
+    }
+
     /// What is known of the decision, what is booked now, and in which window.
     pub(super) async fn settle(&self, report: &OutcomeReport) -> Result<(Option<Pending>, Nanos, u64), Away> {
         let mut call = self.scripts.settle.prepare_invoke();
         call.key(format!("{DECISION}{}", report.decision_id));
         call.arg(spent(report).map_or(-1, nanos)).arg(BUDGET).arg(ENDING).arg(report.decision_id.as_str());
+        call.arg(format!("report:{:016x}", fingerprint(report)));
         let (pending, booked, window): (String, Nanos, u64) = self.call(call).await?;
         Ok((serde_json::from_str(&pending).ok(), booked, window))
     }
@@ -224,7 +253,7 @@ impl Shared {
         let Some(mut connection) = self.connection() else { return Err(Away::Already) };
         let called = tokio::time::timeout(CONNECT_TIMEOUT, call.invoke_async(&mut connection));
         match called.await {
-            Ok(answer) => answer.map_err(|error| self.lose(Away::Failed(error))),
+            Ok(answer) => answer.map_err(|error| self.failed(error)),
             Err(_) => Err(self.lose(Away::TimedOut(CONNECT_TIMEOUT))),
         }
     }
@@ -244,9 +273,31 @@ impl Shared {
         self.metrics.record_state_call(started.elapsed().as_secs_f64(), !matches!(answer, Ok(Ok(_))));
         match answer {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.lose(Away::Failed(error))),
+            Ok(Err(error)) => Err(self.failed(error)),
             Err(_) => Err(self.lose(Away::TimedOut(self.timeout))),
         }
+    }
+
+    /// What to think of an error: that of one key costs the calls that need the key, any other one the store.
+    fn failed(&self, error: RedisError) -> Away {
+        let of_a_key = match error.kind() {
+            ErrorKind::UnexpectedReturnType | ErrorKind::Server(ServerErrorKind::ResponseError) => true,
+            _ => error.code() == Some("WRONGTYPE"),
+        };
+        if !of_a_key {
+            return self.lose(Away::Failed(error));
+        }
+        let why = Away::Spoilt(error);
+        if !self.spoilt.swap(true, Ordering::Relaxed) {
+            let error = &why as &dyn std::error::Error;
+            tracing::warn!(error, "what needs it goes by this server's share; remove the key");
+        }
+        why
+    }
+
+    /// Every account was looked at without an error.
+    pub(super) fn sound(&self) {
+        self.spoilt.store(false, Ordering::Relaxed);
     }
 
     /// Nobody asks it until it answers a ping. A connection that only was slow is kept: it may catch up.

@@ -23,6 +23,7 @@ fn booking(decision_id: &str, budget: Option<Budget>, cost_usd: f64) -> Booking<
         decision_id,
         pending: Pending {
             account: "acme".into(),
+            tenant: "acme".into(),
             selected: "a".into(),
             beside: vec!["b2".into()],
             fallbacks: vec!["b".into()],
@@ -51,7 +52,8 @@ fn report(decision_id: &str, time_unix_ms: u64, cost_usd: f64, failure: Option<F
         failure,
         tokens: 0,
         cost_usd,
-        latency_ms: 0,
+        // Two answers of one decision did not take equally long.
+        latency_ms: time_unix_ms,
         attempt: None,
     }
 }

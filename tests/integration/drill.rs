@@ -188,6 +188,7 @@ async fn drill(plan: &Plan) -> Outcome {
                     observed: Some(Observed { failure: failure.into(), ..Observed::default() }),
                     latency_ms: called.elapsed().as_millis() as u64,
                     attempt: proto::Attempt::Unspecified.into(),
+                    continuation: String::new(),
                 };
                 router.report_outcome(report).await.unwrap();
                 if ok {
@@ -260,15 +261,27 @@ impl Outcome {
 
     /// Calls per second by model, extra calls and failures that users saw.
     fn draw(&self, plan: &Plan, path: &std::path::Path) {
-        let drawing = SVGBackend::new(path, (960, 420)).into_drawing_area();
+        let drawing = SVGBackend::new(path, (960, 480)).into_drawing_area();
         drawing.fill(&WHITE).unwrap();
         let mut chart = ChartBuilder::on(&drawing)
             .margin(12)
+            // Half of the last label of an axis hangs over its end.
+            .margin_right(24)
             .x_label_area_size(36)
             .y_label_area_size(44)
-            .build_cartesian_2d(0.0..plan.end, 0.0..RATE * 1.15)
+            .build_cartesian_2d(0.0..plan.end, 0.0..RATE * 1.65)
             .unwrap();
-        chart.configure_mesh().disable_x_mesh().x_desc("seconds").y_desc("per second").draw().unwrap();
+        let whole = |value: &f64| format!("{value:.0}");
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .max_light_lines(0)
+            .x_label_formatter(&whole)
+            .y_label_formatter(&whole)
+            .x_desc("seconds since the start")
+            .y_desc("calls per second")
+            .draw()
+            .unwrap();
         // Means over as much time as shows a fault and not every request.
         let step = (plan.end / 150.0).max(1.0);
         let series = |count: &dyn Fn(&Seen) -> usize| -> Vec<(f64, f64)> {
@@ -301,7 +314,14 @@ impl Outcome {
             let style = ("sans-serif", 13).into_font();
             chart.draw_series([Text::new(*what, (*at + plan.end * 0.004, RATE * 1.12), style)]).unwrap();
         }
-        chart.configure_series_labels().background_style(WHITE.mix(0.85)).border_style(BLACK.mix(0.3)).draw().unwrap();
+        // There is room for it above everything that is drawn.
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .background_style(WHITE)
+            .border_style(BLACK.mix(0.3))
+            .draw()
+            .unwrap();
         drawing.present().unwrap();
     }
 }

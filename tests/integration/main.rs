@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod calibrate;
 mod cascade;
 mod commands;
 mod control_plane;
@@ -23,12 +24,14 @@ mod documentation;
 mod drill;
 mod encoder;
 mod grpc;
+mod hostile;
 mod hub;
 mod lifecycle;
 mod outcomes;
 mod overload;
 mod robustness;
 mod state;
+mod state_tls;
 mod support;
 mod tidy;
 mod training;

@@ -38,6 +38,7 @@ pub(crate) fn outcome(decision: &str, model: &str, failure: FailureKind) -> Repo
         observed: Some(Observed { failure: failure.into(), ..Observed::default() }),
         latency_ms: 40,
         attempt: 0,
+        continuation: String::new(),
     }
 }
 

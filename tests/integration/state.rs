@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pointsman::config::{PositiveDuration, RawConfig};
 use pointsman::rpc::proto::{self, FailureKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
 use super::outcomes::{POLICY, codes, outcome};
@@ -88,6 +89,15 @@ impl Redis {
     fn kill(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+
+    /// Does what `redis-cli` would.
+    async fn command(&self, line: &str) {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
+        let mut answer = [0; 64];
+        let n = stream.read(&mut answer).await.unwrap();
+        assert!(matches!(answer[..n].first(), Some(b'+' | b':')), "{line}: {}", String::from_utf8_lossy(&answer[..n]));
     }
 
     async fn restart(&mut self) {
@@ -215,6 +225,82 @@ async fn with_the_store_away_each_server_goes_by_its_share_and_tells_it_later() 
     let after = decide_many(&pair, "beta", 20).await;
     assert!(after.iter().all(|decision| !codes(decision).contains(&"STATE_AWAY")));
     assert!(before + during.len() + after.len() <= FIT, "{before} + {} + {}", during.len(), after.len());
+}
+
+/// One key that is not what it should be costs the tenant whose key it is, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_holds_something_else_spoils_one_account() {
+    let Some(redis) = Redis::start().await else { return };
+    let pair = redis.pair(Duration::from_secs(2)).await;
+    for key in ["budget:acme", "ending:acme", "rate:acme"] {
+        redis.command(&format!("SET pointsman:{key} nonsense")).await;
+    }
+    redis.command("HSET pointsman:budget:delta window x booked y length z").await;
+    for service in [&pair.a, &pair.b] {
+        for tenant in ["acme", "delta"] {
+            let spoilt = decide(service, tenant, "", "an easy question").await.unwrap();
+            let own_share = codes(&spoilt).contains(&"STATE_AWAY");
+            assert_eq!(own_share, tenant == "acme", "{tenant}: fields that are no numbers begin a new window");
+            let report = outcome(&spoilt.decision_id, "c", FailureKind::Timeout);
+            service.router().await.report_outcome(report).await.unwrap();
+        }
+        let other = decide(service, "beta", "", "an easy question").await.unwrap();
+        assert!(!codes(&other).contains(&"STATE_AWAY"), "{:?}", codes(&other));
+        assert_eq!(service.metric("pointsman_state_away"), Some(0.0));
+        assert!(service.metric("pointsman_state_failures_total") >= Some(1.0));
+    }
+    // Half of the budget each, as when the store is away.
+    assert!(decide_many(&pair, "acme", 30).await.len() < FIT);
+    redis.command("DEL pointsman:budget:acme pointsman:ending:acme pointsman:rate:acme").await;
+    let sound = async || {
+        let decision = decide(&pair.a, "acme", "", "an easy question").await;
+        decision.is_none_or(|decision| !codes(&decision).contains(&"STATE_AWAY")).then_some(())
+    };
+    eventually("the key is used again", sound).await;
+    assert!(decide_many(&pair, "beta", 20).await.len() >= FIT - 2, "nothing was lost of the others");
+}
+
+/// A caller that is bound to a tenant reports to another server than the one that decided.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_knows_whose_decision_another_one_made() {
+    let Some(redis) = Redis::start().await else { return };
+    let (settings, _files) = super::robustness::reporting::settings();
+    let shared = || RawConfig {
+        state: Some(format!("redis://127.0.0.1:{}", redis.port)),
+        state_timeout: Some(PositiveDuration(Duration::from_secs(2))),
+        access_file: settings.access_file.clone(),
+        ..RawConfig::default()
+    };
+    let policy = format!("{POLICY}{TENANTS}");
+    let (a, _first, _) = Service::with_policy(&policy, shared());
+    let (b, _second, _) = Service::with_policy(&policy, shared());
+    for service in [&a, &b] {
+        let present = async || (service.metric("pointsman_state_away") == Some(0.0)).then_some(());
+        eventually("the store is there", present).await;
+    }
+    let mut acme = super::robustness::reporting::client(&a, "acme").await;
+    let request = proto::RouteRequest { tenant: "acme".into(), ..ask("an easy question") };
+    let decision = acme.route(request).await.unwrap().into_inner().decision.unwrap().decision_id;
+    let report = || outcome(&decision, "c", FailureKind::Timeout);
+    let mut beta_there = super::robustness::reporting::client(&b, "beta").await;
+    assert_eq!(beta_there.report_outcome(report()).await.unwrap_err().code(), Code::PermissionDenied);
+    let mut acme_there = super::robustness::reporting::client(&b, "acme").await;
+    acme_there.report_outcome(report()).await.unwrap();
+    // Sent again to the first server, it is charged no second time: its answer never came, so it cost nothing.
+    let costly = |cost_usd, latency_ms| proto::ReportOutcomeRequest {
+        observed: Some(proto::Observed { cost_usd, ..proto::Observed::default() }),
+        latency_ms,
+        ..outcome(&decision, "c", FailureKind::Unspecified)
+    };
+    for _ in 0..2 {
+        acme.report_outcome(costly(0.02, 7)).await.unwrap();
+        acme_there.report_outcome(costly(0.02, 7)).await.unwrap();
+    }
+    acme_there.report_outcome(costly(0.03, 8)).await.unwrap();
+    let request = proto::RouteRequest { tenant: "acme".into(), ..ask("an easy question") };
+    acme.route(request).await.unwrap();
+    let spent = a.metric("pointsman_budget_spent_usd{tenant=\"acme\"}").unwrap();
+    assert!((spent - 0.05).abs() < 1e-9, "{spent}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,14 +118,35 @@ pub(super) fn cascade(section: &CascadeSection) -> Result<(String, Vec<Series>),
     let dearest = all().fold(1.0_f64, |dearest, (cost, _)| dearest.max(*cost));
     let margin = ((high - low) * 0.08).max(0.01);
     let area = (0.0..dearest * 1.02, (low - margin).max(0.0)..(high + margin).min(1.0 + margin));
-    let svg = draw("cost-quality curve of cascades", SIZE, area, ("mean cost", "mean quality"), |chart| {
+    let axes = ("mean cost, 100 % is always strong", "mean quality");
+    let svg = draw("cost-quality curve of cascades", SIZE, area, axes, |chart| {
         for (index, ((_, points), colour)) in lines.iter().zip(WIDE_PALETTE.iter().cycle()).enumerate() {
-            let radius = if index >= first { 6 } else { 2 };
+            // The service's dots may lie on those before them, which show around them.
+            let radius = if index == service {
+                5
+            } else if index >= first {
+                8
+            } else {
+                2
+            };
             chart.draw_series(points.iter().map(|point| Circle::new(*point, radius, colour.filled())))?;
             if index != service {
                 chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
             }
         }
+        // Scorers that come to the same point share its label, on the side where no line ends.
+        let mut labels: Vec<((f64, f64), String)> = Vec::new();
+        for figures in &section.service {
+            let (at, name) = ((figures.point.cost, figures.point.quality), format!("{:.2}", figures.auc));
+            match labels.iter_mut().find(|(other, _)| (other.0 - at.0).abs() < 0.02 && (other.1 - at.1).abs() < 0.005) {
+                Some((_, names)) => *names = format!("{names}, {name}"),
+                None => labels.push((at, name)),
+            }
+        }
+        let style = ("sans-serif", FONT_PX - 3).into_font().color(&INK);
+        chart.draw_series(
+            labels.into_iter().map(|(at, name)| EmptyElement::at(at) + Text::new(name, (-12, 9), style.clone())),
+        )?;
         Ok(())
     })?;
     let legend = lines.into_iter().zip(WIDE_PALETTE.iter().cycle());

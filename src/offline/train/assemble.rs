@@ -112,7 +112,11 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
     };
     let heads = weights.to_bytes()?;
     let changes = changes.as_deref().map(|changes| (CHANGES, changes));
-    write(&options.out, manifest, &[(HEADS, heads.as_slice())].into_iter().chain(changes).collect::<Vec<_>>())?;
+    write_classifier(
+        &options.out,
+        manifest,
+        &[(HEADS, heads.as_slice())].into_iter().chain(changes).collect::<Vec<_>>(),
+    )?;
     Ok(report)
 }
 
@@ -143,8 +147,15 @@ fn base_weights(options: &TrainOptions, report: &mut TrainReport) -> Result<Head
     Ok(weights)
 }
 
-/// Writes the files, and the manifest that lists them.
-fn write(out: &Path, mut manifest: ClassifierManifest, files: &[(&str, &[u8])]) -> Result<(), TrainError> {
+/// Writes the files of a classifier, and the manifest that lists them.
+///
+/// # Errors
+/// Says which file could not be written.
+pub fn write_classifier(
+    out: &Path,
+    mut manifest: ClassifierManifest,
+    files: &[(&str, &[u8])],
+) -> Result<(), TrainError> {
     let save = |name: &str, bytes: &[u8]| {
         let path = out.join(name);
         std::fs::write(&path, bytes).map_err(|source| TrainError::Io { path, source })

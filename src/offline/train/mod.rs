@@ -37,7 +37,7 @@ use crate::domain::TierControl;
 use crate::encoder::EncoderError;
 use crate::heads::WeightsError;
 
-pub use assemble::train;
+pub use assemble::{train, write_classifier};
 pub use recipe::Recipe;
 pub use scaling::Candidate;
 

@@ -1,6 +1,7 @@
 -- Puts what was spent in the place of what was reserved; what more is spent is added.
 -- KEYS: decision
--- ARGV: spent (-1: not told, the estimate stands), prefix of budgets, prefix of reservations that end, decision id
+-- ARGV: spent (-1: not told, the estimate stands), prefix of budgets, prefix of reservations that end, decision id,
+--   what tells the report from others: one that was sent again, perhaps to another server, spends nothing more
 -- Returns: the decision as text (empty: not known), booked, window
 local kept = redis.call('HMGET', KEYS[1], 'pending', 'reserved', 'window')
 if not kept[1] then return { '', '0', '0' } end
@@ -13,6 +14,8 @@ local window = math.floor(now / length)
 local spent = tonumber(ARGV[1])
 if spent < 0 then spent = reserved end
 local change = spent - reserved
+-- A few are remembered, so that nobody can fill the store with reports of one decision.
+if redis.call('HLEN', KEYS[1]) < 40 and redis.call('HSETNX', KEYS[1], ARGV[5], 1) == 0 then change = 0 end
 redis.call('HSET', KEYS[1], 'reserved', 0)
 redis.call('ZREM', ARGV[3] .. pending.account, ARGV[4])
 -- Of what was reserved before the window turned only the excess is news.

@@ -22,9 +22,9 @@ use tonic::Code;
 use super::super::support::{SMALL_POLICY, Service, ask, eventually};
 use super::raw::{Answer, ROUTE, RawClient};
 
-type Issuer = CertifiedIssuer<'static, KeyPair>;
+pub(super) type Issuer = CertifiedIssuer<'static, KeyPair>;
 /// A certificate chain and its key, as PEM.
-type Identity = (String, String);
+pub(super) type Identity = (String, String);
 
 fn authority(name: &str) -> Issuer {
     let mut params = CertificateParams::new([]).unwrap();
@@ -39,7 +39,7 @@ fn server_certificate(issuer: &Issuer) -> Identity {
     (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
 }
 
-fn client_certificate(issuer: &Issuer, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+pub(super) fn client_certificate(issuer: &Issuer, change: impl FnOnce(&mut CertificateParams)) -> Identity {
     let mut params = CertificateParams::new(vec!["shop.example".into()]).unwrap();
     params.subject_alt_names.push(SanType::URI("spiffe://example/shop".try_into().unwrap()));
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -49,14 +49,14 @@ fn client_certificate(issuer: &Issuer, change: impl FnOnce(&mut CertificateParam
 }
 
 /// Files of a server, and what its clients need.
-struct Setting {
+pub(super) struct Setting {
     dir: tempfile::TempDir,
     servers: Issuer,
-    clients: Issuer,
+    pub(super) clients: Issuer,
 }
 
 impl Setting {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let setting =
             Self { dir: tempfile::tempdir().unwrap(), servers: authority("servers"), clients: authority("clients") };
         setting.put_certificate(&server_certificate(&setting.servers));
@@ -73,7 +73,7 @@ impl Setting {
         setting
     }
 
-    fn put(&self, name: &str, content: &str) {
+    pub(super) fn put(&self, name: &str, content: &str) {
         let new = self.path("new");
         std::fs::write(&new, content).unwrap();
         std::fs::rename(new, self.path(name)).unwrap();
@@ -84,11 +84,11 @@ impl Setting {
         self.put("server.key", key);
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn service(&self, mutual: bool) -> Service {
+    pub(super) fn service(&self, mutual: bool) -> Service {
         Service::start(RawConfig {
             tls_cert_file: Some(self.path("server.pem")),
             tls_key_file: Some(self.path("server.key")),
@@ -100,7 +100,7 @@ impl Setting {
     }
 
     /// A connection over TLS; what the handshake says where it fails.
-    async fn connect(&self, address: SocketAddr, identity: Option<&Identity>) -> Result<RawClient, String> {
+    pub(super) async fn connect(&self, address: SocketAddr, identity: Option<&Identity>) -> Result<RawClient, String> {
         let stream = TcpStream::connect(address).await.unwrap();
         let connector = TlsConnector::from(Arc::new(client_config(&self.servers, identity)));
         let name = ServerName::try_from("localhost").unwrap();

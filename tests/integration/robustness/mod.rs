@@ -18,5 +18,6 @@ mod panics;
 mod poison;
 mod privacy;
 mod raw;
+pub(crate) mod reporting;
 mod shedding;
 mod traces;
