@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Shows that the model-based runs (tests/integration/robustness/model) find mistakes: makes each of the mistakes beside
+# this script in a copy of the tree and expects the runs to fail, and to pass with none of them.
+#
+#   tests/robustness/seeded/run.sh [MISTAKE...]
+#
+# All mistakes are compiled in at once, behind a switch that only the copy has (`switch.patch`), so there is one build.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+root=$PWD
+seeded=$root/tests/robustness/seeded
+tree=$root/target/seeded
+mkdir -p "$tree"
+git ls-files -z --cached --others --exclude-standard | grep -zv '^models/' | xargs -0 cp --parents -t "$tree"
+ln -sfn "$root/models" "$tree/models"
+
+mistakes=("$@")
+[ ${#mistakes[@]} -gt 0 ] || mistakes=($(cd "$seeded" && ls *.patch | sed 's/\.patch$//' | grep -v '^switch$'))
+cd "$tree"
+for patch in "$seeded"/*.patch; do patch --quiet -p1 <"$patch"; done
+
+# Dependencies are those of the repository's own builds.
+export CARGO_TARGET_DIR=$root/target
+cargo test --test integration --no-run
+seeds() { MISTAKE=$1 cargo test --quiet --test integration robustness::model::ten_seeds -- --nocapture >"$tree/$1.log" 2>&1; }
+
+seeds none || { tail -n 20 "$tree/none.log"; echo "fails without any mistake"; exit 1; }
+echo "none: passes"
+missed=0
+for mistake in "${mistakes[@]}"; do
+    if seeds "$mistake"; then
+        echo "$mistake: MISSED"
+        missed=1
+    else
+        echo "$mistake: found in $(grep -c 'violations (ROBUSTNESS' "$tree/$mistake.log") of 10 seeds:" \
+            "$(grep -A1 -m1 'violations (ROBUSTNESS' "$tree/$mistake.log" | tail -n 1 | cut -c1-160)"
+    fi
+done
+exit $missed
