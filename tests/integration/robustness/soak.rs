@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pointsman::rpc::proto;
 use pointsman::rpc::proto::router_client::RouterClient;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -55,6 +56,8 @@ struct Sample {
 /// Calls over one connection before it is replaced.
 const CALLS_PER_CONNECTION: usize = 100;
 const CONNECTIONS: usize = 4;
+/// Calls at a time: a machine that is busy elsewhere slows the load down instead of having it refused.
+const MOST_CALLS: usize = 32;
 
 // === impl Sample ===
 
@@ -146,7 +149,8 @@ async fn call(mut router: RouterClient<Channel>, i: usize, tally: &Tally, starte
                 let good = |result: &proto::RouteResult| {
                     matches!(result.result, Some(proto::route_result::Result::Decision(_)))
                 };
-                assert!(results.len() == 16 && results.iter().all(good), "{results:?}");
+                let n = results.iter().filter(|result| good(result)).count();
+                assert_eq!((results.len(), n), (16, 16));
             });
             tally.count("RouteBatch", outcome);
         }
@@ -271,6 +275,7 @@ async fn soak(plan: &Plan) -> Vec<Sample> {
         channels.push(channel(grpc).await);
     }
     let (mut calls, mut samples) = (JoinSet::new(), Vec::new());
+    let places = Arc::new(Semaphore::new(MOST_CALLS));
     let started = Instant::now();
     let (mut next_sample, mut next_swap, mut swaps) = (Duration::ZERO, plan.swap_every, 1);
     let (mut next_reload, mut reloads) = (plan.reload_every.unwrap_or(Duration::MAX), 0);
@@ -301,7 +306,11 @@ async fn soak(plan: &Plan) -> Vec<Sample> {
             channels[i / CALLS_PER_CONNECTION % CONNECTIONS] = channel(grpc).await;
         }
         let (router, tally) = (RouterClient::new(channels[i % CONNECTIONS].clone()), Arc::clone(&tally));
-        calls.spawn(async move { call(router, i, &tally, started).await });
+        let place = Arc::clone(&places).acquire_owned().await.unwrap();
+        calls.spawn(async move {
+            call(router, i, &tally, started).await;
+            drop(place);
+        });
     }
     calls.join_all().await;
     drop(channels);

@@ -173,16 +173,17 @@ async fn a_stop_in_the_middle_of_a_reload() {
             let client = RawClient::connect(process.grpc).await;
             calls.spawn(async move {
                 let mut n = 0;
-                loop {
+                while client.send.clone().ready().await.is_ok() {
                     let body = ask(format!("Why does caller {caller} ask question {n} now?")).encode_to_vec();
                     match client.call(ROUTE, &[], &body).await {
                         Ok(answer) => assert_eq!(answer.code, Code::Ok, "{answer:?}"),
                         // The goodbye: the call was not begun.
-                        Err(error) if error.is_go_away() || error.is_io() => return n,
-                        Err(error) => panic!("{error:?}"),
+                        Err(error) if error.is_go_away() => break,
+                        Err(error) => panic!("lost: {error:?}"),
                     }
                     n += 1;
                 }
+                n
             });
         }
         edit(models.path(), |manifest| manifest["version"] = format!("round-{round}").into());
@@ -215,11 +216,10 @@ async fn panics_under_overload_with_callers_that_go_away() {
     let (hand_over, engine) = std::sync::mpsc::channel();
     let service = Service::start_with(settings, move |classifier| {
         let engine = Arc::new(Scripted::new(classifier, Duration::from_millis(5)));
-        engine.poison_above.store(30, Ordering::SeqCst);
         hand_over.send(Arc::clone(&engine)).unwrap();
         engine
     });
-    let _engine = engine.recv().unwrap();
+    engine.recv().unwrap().poison_above.store(30, Ordering::SeqCst);
     let router = RouterClient::new(channel(service.grpc).await);
     let (mut calls, started) = (JoinSet::new(), tokio::time::Instant::now());
     for i in 0..3_000_usize {
