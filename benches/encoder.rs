@@ -11,12 +11,13 @@
 
 use std::hint::black_box;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use candle_core::Device;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pointsman::classifier::{Classifier, Input, LoadOptions, embed};
 use pointsman::domain::Content;
-use pointsman::encoder::{Encoder, Precision, Tokens, available_threads};
+use pointsman::encoder::{Encoder, Precision, Stage, Tokens, available_threads};
 use pointsman::text::{self, features};
 
 /// A prompt of about 20 word pieces and one of about 260, which is just cut.
@@ -65,6 +66,28 @@ fn encoder(criterion: &mut Criterion) {
         bench_batch(&mut group, encoder, &format!("{n_texts}x{n_tokens}"), &vec![n_tokens; n_texts]);
     }
     bench_batch(&mut group, encoder, "mixed-32", &MIXED);
+    group.finish();
+}
+
+/// A layer, stage by stage, by one thread; `embed` and `pool` are once a pass.
+fn layers(criterion: &mut Criterion) {
+    const N_LAYERS: u32 = 6;
+    let classifier = classifier();
+    let encoder = classifier.encoder();
+    let mut group = criterion.benchmark_group("layer");
+    for (n_texts, n_tokens) in [(1, 8), (1, 32), (1, 128), (32, 16)] {
+        let tokens = vec![tokens(encoder, n_tokens); n_texts];
+        let batch: Vec<&Tokens> = tokens.iter().collect();
+        for (index, stage) in Stage::ALL.into_iter().enumerate() {
+            let n_times = if [Stage::Embed, Stage::Pool].contains(&stage) { 1 } else { N_LAYERS };
+            group.bench_function(BenchmarkId::new(stage.name(), format!("{n_texts}x{n_tokens}")), |bencher| {
+                bencher.iter_custom(|n_passes| {
+                    let pass = || encoder.stage_times(black_box(&batch)).unwrap().expect("8-bit layers")[index];
+                    (0..n_passes).map(|_| pass()).sum::<Duration>() / n_times
+                });
+            });
+        }
+    }
     group.finish();
 }
 
@@ -121,5 +144,5 @@ fn tokens(encoder: &Encoder, n: usize) -> Tokens {
     tokens
 }
 
-criterion_group!(benches, tokenizer, texts, encoder, heads);
+criterion_group!(benches, tokenizer, texts, encoder, layers, heads);
 criterion_main!(benches);

@@ -5,13 +5,14 @@
 //! length share one attention product.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert::{Config, HiddenAct, PositionEmbeddingType};
 
 use super::attention::attend;
-use super::int8::{Isa, LayerTensors, Stack};
+use super::int8::{Isa, LayerTensors, Stack, Stage};
 use super::layers::{Dense, Norm, Product};
 use super::noise::Noise;
 use super::{EncoderError, EncoderOptions, Tokens, gradient};
@@ -197,6 +198,11 @@ impl Bert {
             Some(Stack::new([&self.word, &self.position], norm, &tensors, head_size, isa, options.threads)?);
         self.word = Tensor::zeros((0, self.hidden), DType::F32, &Device::Cpu)?;
         Ok(())
+    }
+
+    /// See [`Stack::stage_times`]; `None` without 8-bit layers.
+    pub(super) fn stage_times(&self, batch: &RaggedBatch) -> Option<Result<[Duration; Stage::ALL.len()]>> {
+        self.quantised.as_ref().map(|stack| stack.stage_times(&batch.ids, batch.lengths()))
     }
 
     /// The instruction set of the 8-bit layers.

@@ -17,11 +17,13 @@ mod spelling;
 mod tokenizer;
 mod tuning;
 
+use std::time::Duration;
+
 use candle_core::{DType, Device};
 use ndarray::Array2;
 
 pub use bert::RaggedBatch;
-pub use int8::Isa;
+pub use int8::{Isa, Stage};
 pub use noise::Noise;
 pub use tokenizer::{TextTokenizer, Tokens};
 pub use tuning::{CHANGES, TunableEncoder, Tuning};
@@ -250,6 +252,14 @@ impl Encoder {
             in_order.row_mut(index).assign(&ndarray::ArrayView1::from(row.as_slice()));
         }
         Ok(in_order)
+    }
+
+    /// What the stages of a pass over a batch take, by one thread and in the order of [`Stage::ALL`]; nothing in f32.
+    ///
+    /// # Errors
+    /// As of [`Self::embed`].
+    pub fn stage_times(&self, texts: &[&Tokens]) -> Result<Option<[Duration; Stage::ALL.len()]>, EncoderError> {
+        Ok(self.bert.stage_times(&RaggedBatch::new(texts)).transpose()?)
     }
 }
 

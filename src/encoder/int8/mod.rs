@@ -12,6 +12,7 @@ mod kernels;
 mod layer;
 mod pass;
 mod plan;
+mod stages;
 mod threads;
 mod weights;
 
@@ -20,6 +21,7 @@ mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
@@ -28,6 +30,8 @@ pub(super) use layer::LayerTensors;
 use layer::{Layer, NormWeights};
 use pass::{Buffers, Pass, Work};
 use plan::Plan;
+pub use stages::Stage;
+use stages::StageTimes;
 use threads::{Job as _, Threads};
 
 /// The layers of an encoder, ready to run.
@@ -104,8 +108,32 @@ impl Stack {
         ids.apply_op1_no_bwd(&Encode { stack: self, lengths })
     }
 
+    /// What the stages of a pass by one thread take, in the order of [`Stage::ALL`].
+    pub(super) fn stage_times(&self, ids: &[u32], lengths: Vec<usize>) -> Result<[Duration; Stage::ALL.len()]> {
+        let plan = Plan::new(&lengths, 1);
+        let pass = self.pass(ids, lengths, plan, None);
+        let mut times = StageTimes::start();
+        if pass.run_timed(&mut times).is_err() {
+            bail!("a pass of the encoder panicked");
+        }
+        Ok(times.sums())
+    }
+
+    fn pass(&self, ids: &[u32], lengths: Vec<usize>, plan: Plan, shared: Option<Work>) -> Pass {
+        Pass {
+            weights: Arc::clone(&self.weights),
+            isa: self.isa,
+            ids: ids.to_vec(),
+            pooled: Mutex::new(vec![0.0; lengths.len() * self.weights.hidden]),
+            lengths,
+            plan,
+            next: AtomicUsize::new(0),
+            shared,
+            failed: AtomicBool::new(false),
+        }
+    }
+
     fn run(&self, ids: &[u32], lengths: Vec<usize>) -> Result<Vec<f32>> {
-        let hidden = self.weights.hidden;
         // A caller that finds the threads at work for another works alone.
         let claim = self.threads.claim();
         let n_members = claim.as_ref().map_or(1, threads::Claim::n_members);
@@ -115,17 +143,7 @@ impl Stack {
             Work::new(0..lengths.len(), &lengths, n_members, &self.weights, spare.unwrap_or_default())
         });
         let n_blocks = plan.blocks.len();
-        let pass = Arc::new(Pass {
-            weights: Arc::clone(&self.weights),
-            isa: self.isa,
-            ids: ids.to_vec(),
-            pooled: Mutex::new(vec![0.0; lengths.len() * hidden]),
-            lengths,
-            plan,
-            next: AtomicUsize::new(0),
-            shared,
-            failed: AtomicBool::new(false),
-        });
+        let pass = Arc::new(self.pass(ids, lengths, plan, shared));
         match claim {
             Some(claim) if pass.shared.is_some() || n_blocks > 1 => claim.run(&pass),
             _ => pass.run(0),

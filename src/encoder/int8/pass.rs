@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use super::kernels::{Bytes, Isa, Onto, Target};
 use super::layer::{Layer, NormWeights, UnitBytes, UnitScratch};
+use super::stages::{Clock, Stage};
 use super::threads::{Barrier, Broken, Job};
 use super::{Weights, plan::Plan};
 
@@ -87,14 +88,14 @@ impl Job for Pass {
     fn run(&self, member: usize) {
         let mut scratch = SCRATCH.take();
         if let Some(work) = &self.shared {
-            if self.run_block(work, member, &mut scratch).is_err() {
+            if self.run_block(work, member, &mut scratch, &mut ()).is_err() {
                 self.give_up();
             }
         } else {
             while let Some(sequences) = self.plan.blocks.get(self.next.fetch_add(1, Ordering::Relaxed)) {
                 let buffers = std::mem::take(&mut scratch.block);
                 let work = Work::new(sequences.clone(), &self.lengths, 1, &self.weights, buffers);
-                if self.run_block(&work, 0, &mut scratch).is_err() {
+                if self.run_block(&work, 0, &mut scratch, &mut ()).is_err() {
                     self.give_up();
                 }
                 scratch.block = work.into_buffers();
@@ -112,21 +113,44 @@ impl Job for Pass {
 }
 
 impl Pass {
-    fn run_block(&self, work: &Work, member: usize, scratch: &mut MemberScratch) -> Result<(), Broken> {
+    /// The whole pass by the calling thread alone, as one block.
+    pub(super) fn run_timed(&self, clock: &mut impl Clock) -> Result<(), Broken> {
+        let mut scratch = SCRATCH.take();
+        let work =
+            Work::new(0..self.lengths.len(), &self.lengths, 1, &self.weights, std::mem::take(&mut scratch.block));
+        let ran = self.run_block(&work, 0, &mut scratch, clock);
+        scratch.block = work.into_buffers();
+        SCRATCH.set(scratch);
+        ran
+    }
+
+    fn run_block(
+        &self,
+        work: &Work,
+        member: usize,
+        scratch: &mut MemberScratch,
+        clock: &mut impl Clock,
+    ) -> Result<(), Broken> {
         self.embed(work, member);
         work.barrier.wait()?;
+        clock.end(Stage::Embed);
         for layer in &self.weights.layers {
             self.attend(work, member, layer, scratch);
             work.barrier.wait()?;
+            clock.end(Stage::Attention);
             self.finish(work, member, layer.attention.len(), &layer.attention_norm);
             work.barrier.wait()?;
+            clock.end(Stage::AttentionNorm);
             self.widen(work, member, layer, scratch);
             work.barrier.wait()?;
+            clock.end(Stage::Inner);
             self.finish(work, member, layer.inner.len(), &layer.output_norm);
             work.barrier.wait()?;
+            clock.end(Stage::OutputNorm);
         }
         if member == 0 {
             self.pool(work);
+            clock.end(Stage::Pool);
         }
         Ok(())
     }

@@ -80,3 +80,17 @@ fn callers_at_the_same_time_do_not_disturb_each_other() {
         }
     });
 }
+
+#[test]
+fn each_stage_of_a_pass_takes_time_and_none_is_left_out() {
+    let encoder_in = |precision| encoder(precision, None, 1);
+    let (bytes, floats) = (encoder_in(Precision::Int8), encoder_in(Precision::F32));
+    let texts = texts(&bytes);
+    let texts: Vec<&Tokens> = texts.iter().collect();
+    let begun = std::time::Instant::now();
+    let times = bytes.stage_times(&texts).unwrap().unwrap();
+    let all = begun.elapsed();
+    assert!(times.iter().all(|time| !time.is_zero()), "{times:?}");
+    assert!(times.iter().sum::<std::time::Duration>() <= all, "{times:?} of {all:?}");
+    assert_eq!(floats.stage_times(&texts).unwrap(), None, "nothing is timed in f32");
+}
