@@ -178,7 +178,7 @@ async fn call(mut router: RouterClient<Channel>, i: usize, tally: &Tally, starte
         _ => {
             let outcome = async {
                 let text = format!("How deep is well number {}?", i % 50);
-                let decision = route(&mut router, text, if i % 2 == 0 { "" } else { "somebody" }).await?;
+                let decision = route(&mut router, text, if i.is_multiple_of(2) { "" } else { "somebody" }).await?;
                 let failure = if i % 10 == 3 { proto::FailureKind::Timeout } else { proto::FailureKind::Unspecified };
                 report(&mut router, &decision, failure).await
             };

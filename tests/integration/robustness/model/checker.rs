@@ -33,9 +33,8 @@ pub(super) fn check(history: &History, spec: &Spec) -> Vec<String> {
     checker.models(&mut wrong);
     checker.budget(&mut wrong);
     checker.retries(&mut wrong);
-    for known in 0..MODELS.len() {
+    for (known, (name, ..)) in MODELS.iter().enumerate() {
         if let Some((first, second)) = probes_together(known, history) {
-            let name = MODELS[known].0;
             wrong.push(format!("{name} is out of service and tried by two at once: {} and {}", first.id, second.id));
         }
     }
@@ -64,7 +63,6 @@ impl Checker<'_> {
             n_deadlines += usize::from(call.deadline.is_some());
             match &call.outcome {
                 Outcome::Lost(why) => wrong.push(format!("{} was never answered: {why}", call.id)),
-                Outcome::Dropped => {}
                 Outcome::Refused(Code::DeadlineExceeded, _) => {
                     let early = call.deadline.is_none_or(|deadline| took + Duration::from_millis(1) < deadline);
                     if early {
@@ -84,7 +82,7 @@ impl Checker<'_> {
                         wrong.push(format!("{} has a decision that another has: {}", call.id, decision.decision_id));
                     }
                 }
-                Outcome::Stop(_) | Outcome::Refused(..) => {}
+                Outcome::Dropped | Outcome::Stop(_) | Outcome::Refused(..) => {}
             }
         }
         if n_late > 2 + n_deadlines / 20 {
@@ -212,10 +210,10 @@ impl Checker<'_> {
                         wrong.push(format!("{} overspends: ${sum:.6} of ${hard:.6}", call.id));
                     }
                 }
-                Outcome::Refused(Code::ResourceExhausted, message) if message.contains("budget") => {
-                    if most + dearest < hard - ROUNDING {
-                        wrong.push(format!("{} finds no room: ${most:.6} of ${hard:.6}", call.id));
-                    }
+                Outcome::Refused(Code::ResourceExhausted, message)
+                    if message.contains("budget") && most + dearest < hard - ROUNDING =>
+                {
+                    wrong.push(format!("{} finds no room: ${most:.6} of ${hard:.6}", call.id));
                 }
                 Outcome::Stop(pointsman::rpc::proto::StopReason::Budget) if most + dearest < hard - ROUNDING => {
                     wrong.push(format!("{} finds no room: ${most:.6} of ${hard:.6}", call.id));
@@ -316,7 +314,7 @@ impl Coverage {
                 Outcome::Refused(Code::DeadlineExceeded, _) => count("too late", 1),
                 Outcome::Refused(Code::FailedPrecondition, _) => count("nobody left", 1),
                 Outcome::Refused(Code::ResourceExhausted, message) if message.contains("budget") => {
-                    count("over budget", 1)
+                    count("over budget", 1);
                 }
                 Outcome::Refused(..) => count("shed", 1),
                 Outcome::Dropped => count("dropped", 1),

@@ -19,7 +19,8 @@ type Verdict = Result<(), String>;
 /// Fails with the text where the condition does not hold.
 macro_rules! hold {
     ($condition:expr, $($text:tt)+) => {
-        if !$condition {
+        let holds: bool = $condition;
+        if !holds {
             return Err(format!($($text)+));
         }
     };
@@ -142,7 +143,7 @@ impl Moment<'_> {
         for known in present {
             hold!(after.is_open(*known), "{} was tried, or is weaker than what did not do", MODELS[*known].0);
         }
-        for known in self.expected(doc, call.tenant, &after, unavailable) {
+        for known in Self::expected(doc, call.tenant, &after, unavailable) {
             if known == present[0] {
                 let in_service = self.breakers[known].may_stand_in(call);
                 hold!(in_service, "{} is next and was out of service", MODELS[known].0);
@@ -155,7 +156,7 @@ impl Moment<'_> {
     }
 
     /// What may come next in a cascade, in order.
-    fn expected(&self, doc: &Doc, tenant: &str, cascade: &Cascade, unavailable: bool) -> Vec<usize> {
+    fn expected(doc: &Doc, tenant: &str, cascade: &Cascade, unavailable: bool) -> Vec<usize> {
         let open = |known: &usize| cascade.is_open(*known) && doc.offers(*known, tenant);
         let failed = cascade.tried.iter().any(|(_, answered)| *answered);
         let last = cascade.tried.last().map_or(0, |(last, _)| *last);
@@ -185,7 +186,7 @@ impl Moment<'_> {
             proto::StopReason::NothingLeft | proto::StopReason::NothingStronger => {
                 hold!((reason == proto::StopReason::NothingLeft) == *unavailable, "{reason:?}");
                 let after = cascade.after(*unavailable);
-                for known in self.expected(doc, call.tenant, &after, *unavailable) {
+                for known in Self::expected(doc, call.tenant, &after, *unavailable) {
                     let open = self.breakers[known].may_be_open(call);
                     hold!(open || self.spec.terms.retries.is_some(), "{reason:?}, and {} was left", MODELS[known].0);
                 }

@@ -1,6 +1,7 @@
 //! The policies of the workload, and a plain model of what they say: written down here, not asked of the service.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
@@ -48,26 +49,29 @@ impl Doc {
         let Self { version, number, .. } = self;
         let mut text = format!("schema: pointsman.policy/v1\nid: model\nversion: \"{version}\"\nproviders:\n");
         for provider in PROVIDERS {
-            text += &format!("  {provider}: {{enabled: {}}}\n", !self.off.contains(provider));
+            writeln!(text, "  {provider}: {{enabled: {}}}", !self.off.contains(provider)).unwrap();
         }
         text += "models:\n";
         for (name, provider, ability, price) in MODELS {
-            text += &format!(
+            writeln!(
+                text,
                 "  {name}: {{provider: {provider}, provider_model: {name}-{number}, context_window_tokens: 100000, \
-                 ability: {ability}, price_per_million_tokens: {{input_usd: 0, output_usd: {price}}}}}\n"
-            );
+                 ability: {ability}, price_per_million_tokens: {{input_usd: 0, output_usd: {price}}}}}"
+            )
+            .unwrap();
         }
         text += "chains:\n";
         for (tier, chain) in self.chains.iter().enumerate() {
             let names: Vec<&str> = chain.iter().map(|model| MODELS[*model].0).collect();
-            text += &format!("  c{tier}: [{}]\n", names.join(", "));
+            writeln!(text, "  c{tier}: [{}]", names.join(", ")).unwrap();
         }
         text += "routes:\n";
         for (tier, name) in ["simple", "medium", "\"*\""].iter().enumerate() {
-            text += &format!("  - {{intent: \"*\", tier: {name}, chain: c{tier}}}\n");
+            writeln!(text, "  - {{intent: \"*\", tier: {name}, chain: c{tier}}}").unwrap();
         }
         let (share, least) = terms.retries.map_or((1.0, 100_000.0), |share| (share, 0.0));
-        text += &format!(
+        write!(
+            text,
             "rules:
   - {{name: zebra, when: {{keywords: [zebra]}}, then: {{intent: code, tier: complex}}}}
 thresholds: {{min_confidence: 0.8, min_intent_confidence: 0, out_of_scope: 1}}
@@ -86,7 +90,8 @@ tenants:
             self.max_hops,
             WALLED_TO.join(", "),
             terms.thrifty_usd,
-        );
+        )
+        .unwrap();
         text
     }
 

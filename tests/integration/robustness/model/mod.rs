@@ -32,8 +32,8 @@ use pointsman::rpc::proto::info_client::InfoClient;
 use pointsman::rpc::proto::policy_service_client::PolicyServiceClient;
 use tokio::task::JoinSet;
 
-use super::super::control_plane_support::Plane;
-use super::super::support::{Service, channel};
+use super::super::control_plane_support::{Plane, status};
+use super::super::support::{Service, channel, eventually};
 use super::model_reload::models;
 use checker::{Coverage, check};
 use document::{Doc, MODELS, Terms, sha256};
@@ -199,6 +199,8 @@ async fn run(spec: Spec) -> History {
     let grpc = service.grpc;
     let info = InfoClient::new(channel(grpc).await).get_info(proto::GetInfoRequest {}).await.unwrap().into_inner();
 
+    // On a busy machine the first fetch may not be in time; until the next one the embedded policy answers.
+    eventually("the first policy", async || (status(&service).await.policy?.version == "1").then_some(())).await;
     let shared = Arc::<Shared>::default();
     let watching = tokio::spawn(watch(Arc::clone(&shared)));
     let faulty = engine.filter(|_| spec.encoder_faults);

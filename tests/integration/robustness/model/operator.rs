@@ -86,7 +86,7 @@ impl Operator {
         let end = Instant::now() + self.spec.length;
         while Instant::now() < end {
             if self.models_dir.is_some() && self.dice.percent(15) {
-                self.change_model().await;
+                self.change_model();
             }
             match &self.source {
                 Source::File(path) => {
@@ -171,7 +171,7 @@ impl Operator {
         }
     }
 
-    async fn change_model(&mut self) {
+    fn change_model(&mut self) {
         let Some(dir) = &self.models_dir else { return };
         let version = format!("m{}", self.models.len());
         self.models.push((version.clone(), Instant::now()));

@@ -236,7 +236,7 @@ impl Caller {
     async fn hang_up(&mut self) {
         let next = RawClient::connect(self.address).await;
         let connection = std::mem::replace(&mut self.connection, next);
-        let queries: Vec<Query> = (0..1 + self.dice.below(3)).map(|_| self.query()).collect();
+        let queries: Vec<Query> = (0..=self.dice.below(3)).map(|_| self.query()).collect();
         let (mut calls, sent) = (JoinSet::new(), Instant::now());
         for query in &queries {
             let (send, message) = (connection.send.clone(), query.request().encode_to_vec());
@@ -258,11 +258,12 @@ impl Caller {
     /// A decision, and on from it until the end.
     async fn cascade(&mut self) {
         let Some((query, mut decision)) = self.route().await else { return };
-        let index = |decision: &proto::Decision| model(&decision.selected.as_ref().unwrap().model).unwrap();
+        let index = |decision: &proto::Decision| model(&decision.selected.as_ref()?.model);
+        // What no policy of the run explains is told by the checker.
+        let Some(asked) = index(&decision) else { return };
         let tier = super::document::TIERS.iter().position(|tier| *tier == decision.complexity.as_ref().unwrap().tier);
         let first_decision = decision.decision_id.clone();
-        let mut cascade =
-            Cascade { tried: vec![(index(&decision), false)], hops: 0, tier: tier.unwrap(), first_decision };
+        let mut cascade = Cascade { tried: vec![(asked, false)], hops: 0, tier: tier.unwrap(), first_decision };
         loop {
             if self.dice.percent(30) {
                 tokio::time::sleep(self.dice.millis(0, 60)).await;
@@ -298,7 +299,8 @@ impl Caller {
             if let Some(last) = cascade.tried.last_mut() {
                 last.1 = !unavailable;
             }
-            cascade.tried.push((index(&next), false));
+            let Some(asked) = index(&next) else { return };
+            cascade.tried.push((asked, false));
             cascade.hops += u32::from(!unavailable);
             decision = *next;
             if self.dice.percent(50) {
