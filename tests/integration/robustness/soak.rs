@@ -336,7 +336,7 @@ async fn soak(plan: &Plan) -> Vec<Sample> {
     let p99 = |within: std::ops::Range<f64>| {
         let within = within.start * plan.length.as_secs_f64()..within.end * plan.length.as_secs_f64();
         let mut times: Vec<Duration> = times.iter().filter(|(at, _)| within.contains(at)).map(|(_, t)| *t).collect();
-        quantile(&mut times, 0.99)
+        (!times.is_empty()).then(|| quantile(&mut times, 0.99))
     };
     println!(
         "p99 of single short queries in the first and last quarter: {:.1?}, {:.1?}",
