@@ -223,6 +223,20 @@ fn a_canary_grows_with_time_and_loses_nobody() {
     let told = scope_of(&policy, "", "s", "", at("2026-11-02T00:00:00Z"));
     let told = &told.arms()[0];
     assert!((told.propensity.value() - if &*told.arm == "new" { 0.3 } else { 0.7 }).abs() < 1e-9);
+    // What a replay takes for possible: both arms, the rest of the requests being the control's.
+    let metadata = BTreeMap::new();
+    let now_ms = at("2026-11-02T00:00:00Z");
+    let request = Assignment { session: Some(KeyDigest::of("s")), request_id: "", metadata: &metadata, now_ms };
+    let mut choices: Vec<(String, f64)> = policy
+        .scope("", "")
+        .unwrap()
+        .arm_choices(&request)
+        .iter()
+        .map(|arms| (arms[0].arm.to_string(), arms[0].propensity.value()))
+        .collect();
+    choices.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(choices.iter().map(|(arm, _)| arm.as_str()).collect::<Vec<_>>(), ["control", "new"]);
+    assert!((choices[0].1 - 0.7).abs() < 1e-9 && (choices[1].1 - 0.3).abs() < 1e-9, "{choices:?}");
     let early = scope_of(&policy, "", "s", "", 0);
     assert_eq!((&*early.arms()[0].arm, early.arms()[0].propensity.value()), ("control", 1.0));
 }

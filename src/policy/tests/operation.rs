@@ -130,3 +130,38 @@ fn what_makes_no_sense_is_found() {
         assert!(found, "{more}: {findings:?}");
     }
 }
+
+#[test]
+fn the_bounds_themselves_are_allowed_and_nothing_beyond() {
+    let out_of_range = |more: String| {
+        let findings = Policy::check(format!("{DOCUMENT}{more}\n").as_bytes(), &PolicyOptions::default());
+        findings.iter().any(|finding| finding.code == FindingCode::OutOfRange)
+    };
+    for (section, least, too_little, most, too_much) in [
+        ("limits: {budget_window_s: #}", "60", "59", "2678400", "2678401"),
+        ("limits: {reserve_s: #}", "1", "0", "2678400", "2678401"),
+        ("limits: {requests_per_second: #}", "0.001", "0", "1000000", "1000000.1"),
+        ("limits: {burst: #}", "1", "0", "4000000000", ""),
+        ("limits: {hard_budget_usd: #}", "0", "-0.1", "1000000", "1000000.1"),
+        ("limits: {hard_budget_usd: 5, soft_budget_usd: #}", "0", "-0.1", "5", "5.1"),
+        ("sessions: {retry_s: #}", "1", "0", "2678400", "2678401"),
+        ("sessions: {raise_s: #}", "1", "0", "2678400", "2678401"),
+        ("health: {model: {window_ms: #}}", "10", "9", "3600000", "3600001"),
+        ("health: {provider: {probe_after_ms: #}}", "10", "9", "3600000", "3600001"),
+        ("health: {model: {probe_timeout_ms: #}}", "10", "9", "3600000", "3600001"),
+        ("health: {model: {failure_ratio: #}}", "0.01", "0.009", "1", "1.01"),
+        ("health: {model: {slow_factor: #}}", "1", "0.9", "1000000", "1000000.1"),
+        ("health: {model: {min_outcomes: #}}", "1", "0", "4000000000", ""),
+        ("traffic: {fallback_share: #}", "0", "-0.1", "1", "1.1"),
+        ("traffic: {escalation_share: #}", "0", "-0.1", "10", "10.1"),
+        ("traffic: {retry_min_per_second: #}", "0", "-0.1", "1000000", "1000000.1"),
+        ("traffic: {caps: {tiny: #}}", "0.001", "0", "1", "1.1"),
+    ] {
+        for allowed in [least, most] {
+            assert!(!out_of_range(section.replace('#', allowed)), "{section}: {allowed}");
+        }
+        for refused in [too_little, too_much].into_iter().filter(|value| !value.is_empty()) {
+            assert!(out_of_range(section.replace('#', refused)), "{section}: {refused}");
+        }
+    }
+}

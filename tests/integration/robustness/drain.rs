@@ -6,10 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pointsman::config::RawConfig;
-use pointsman::rpc::proto;
 use pointsman::serve::Drained;
 use prost::Message as _;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
@@ -17,9 +15,9 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus}
 
 use super::super::support::{Process, Service, ask, channel, eventually, get};
 use super::engines::Scripted;
-use super::raw::{ROUTE, RawClient, frame, request};
+use super::raw::{NeverReads, ROUTE, RawClient, frame, request};
 
-fn admin_of(process: &Process) -> SocketAddr {
+pub(super) fn admin_of(process: &Process) -> SocketAddr {
     let log = process.log();
     let line = log.lines().find_map(|line| line.strip_prefix("admin       http://")).unwrap();
     line.split('/').next().unwrap().parse().unwrap()
@@ -137,29 +135,7 @@ async fn a_client_that_never_reads_holds_the_end_no_longer_than_the_grace() {
     let grace = Duration::from_secs(1);
     let settings = RawConfig { drain_timeout: Some("1s".parse().unwrap()), ..RawConfig::default() };
     let service = Service::start(settings);
-    let stream = TcpStream::connect(service.grpc).await.unwrap();
-    let (send, mut connection): (h2::client::SendRequest<bytes::Bytes>, _) =
-        h2::client::handshake(stream).await.unwrap();
-    let batch = proto::RouteBatchRequest { requests: vec![ask("hello"); 256] }.encode_to_vec();
-    let mut open = Vec::new();
-    {
-        let asking = async {
-            for _ in 0..4 {
-                let mut send = send.clone().ready().await.unwrap();
-                let (response, mut body) =
-                    send.send_request(request("/pointsman.v1.Router/RouteBatch", &[]), false).unwrap();
-                body.send_data(frame(&batch), true).unwrap();
-                open.push(response);
-            }
-            // The requests leave while the connection is polled.
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        };
-        tokio::select! {
-            () = asking => {}
-            ended = &mut connection => panic!("{ended:?}"),
-        }
-    }
-    // From here on nobody polls the connection: what the server sends stays in the sockets.
+    let client = NeverReads::connect(service.grpc).await;
     let in_flight = async || (service.metric("pointsman_requests_in_flight") > Some(0.0)).then_some(());
     eventually("answers that are not taken", in_flight).await;
     let asked = Instant::now();
@@ -168,5 +144,5 @@ async fn a_client_that_never_reads_holds_the_end_no_longer_than_the_grace() {
     assert_eq!(drained, Drained::TimedOut);
     // The thread of the test's service takes up to a second to end its runtime.
     assert!(asked.elapsed() < grace + Duration::from_secs(4), "{:?}", asked.elapsed());
-    drop((connection, open, send));
+    drop(client);
 }

@@ -13,7 +13,8 @@ use tonic::Code;
 use super::super::support::{Service, ask, eventually, root};
 use super::raw::{ROUTE, RawClient};
 
-fn models() -> tempfile::TempDir {
+/// The repository's models, whose manifests can be changed.
+pub(super) fn models() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["default", "all-MiniLM-L6-v2"] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
@@ -25,7 +26,8 @@ fn models() -> tempfile::TempDir {
     dir
 }
 
-fn edit(dir: &Path, edit: impl FnOnce(&mut toml::Table)) {
+/// Changes the manifest of the model in `dir` in one step.
+pub(super) fn edit(dir: &Path, edit: impl FnOnce(&mut toml::Table)) {
     let path = dir.join("default").join(MANIFEST);
     let mut manifest: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
     edit(&mut manifest);

@@ -101,6 +101,7 @@ fn the_table_of_promises_names_tests_that_exist() {
     for name in table.split('`').filter(|part| part.contains("::") && !part.contains(' ')) {
         let mut parts = name.split("::");
         let file = match (parts.next(), parts.next()) {
+            (Some("robustness"), Some("model")) => "tests/integration/robustness/model/mod.rs".to_owned(),
             (Some("robustness"), Some(module)) => format!("tests/integration/robustness/{module}.rs"),
             (Some("batch"), Some("tests")) => "src/batch/tests.rs".to_owned(),
             (Some("access"), Some("store")) => "src/access/store.rs".to_owned(),

@@ -7,9 +7,13 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
+use pointsman::rpc::proto;
+use prost::Message as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tonic::Code;
+
+use super::super::support::ask;
 
 pub(super) const ROUTE: &str = "/pointsman.v1.Router/Route";
 
@@ -67,6 +71,41 @@ impl RawClient {
         }
         let code = status.get("grpc-status").map_or(Code::Unknown, |code| Code::from_i32(code.parse().unwrap()));
         Ok(Answer { code, status, message: message.freeze(), took: started.elapsed() })
+    }
+}
+
+/// A client that has asked for a lot and reads nothing of it.
+pub(super) struct NeverReads {
+    _send: SendRequest<Bytes>,
+    _connection: h2::client::Connection<TcpStream, Bytes>,
+    _open: Vec<h2::client::ResponseFuture>,
+}
+
+impl NeverReads {
+    pub(super) async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (send, mut connection) = h2::client::handshake(stream).await.unwrap();
+        let batch = proto::RouteBatchRequest { requests: vec![ask("hello"); 256] }.encode_to_vec();
+        let mut open = Vec::new();
+        {
+            let asking = async {
+                for _ in 0..4 {
+                    let mut send = send.clone().ready().await.unwrap();
+                    let (response, mut body) =
+                        send.send_request(request("/pointsman.v1.Router/RouteBatch", &[]), false).unwrap();
+                    body.send_data(frame(&batch), true).unwrap();
+                    open.push(response);
+                }
+                // The requests leave while the connection is polled.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            };
+            tokio::select! {
+                () = asking => {}
+                ended = &mut connection => panic!("{ended:?}"),
+            }
+        }
+        // From here on nobody polls the connection: what the server sends stays in the sockets.
+        Self { _send: send, _connection: connection, _open: open }
     }
 }
 
