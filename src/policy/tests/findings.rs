@@ -304,3 +304,21 @@ fn any_cut_of_the_default_document_is_read_without_panic() {
         check(DEFAULT_DOCUMENT.get(..end).unwrap_or_default());
     }
 }
+
+#[test]
+fn a_summary_counts_errors_and_warnings_apart() {
+    let told = |document: &str| {
+        let findings = Policy::check(document.as_bytes(), &PolicyOptions::default());
+        let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+        let text = crate::policy::render_findings(&findings, "test");
+        (errors, findings.len() - errors, text.lines().last().unwrap_or_default().to_owned())
+    };
+    assert_eq!(told(&VALID.replace("cheap: [weak, mid]", "cheap: []")).0, 1);
+    for document in [VALID.to_owned(), VALID.replace("cheap: [weak, mid]", "cheap: []"), VALID.replace("mid]", "dim]")]
+    {
+        let (errors, warnings, last) = told(&document);
+        let plural = |n: usize| if n == 1 { "" } else { "s" };
+        let expected = format!("{errors} error{}, {warnings} warning{}", plural(errors), plural(warnings));
+        assert!(last.starts_with(&expected), "{last:?}, not {expected:?}");
+    }
+}
