@@ -11,7 +11,7 @@ use tonic::Code;
 
 use super::breakers::{Timeline, probes_together};
 use super::content::Moment;
-use super::document::{MODELS, RETRY_BURST, TENANTS, cost_usd, model};
+use super::document::{MODELS, RETRY_BURST, TENANTS, account, cost_usd, model};
 use super::history::{Asked, Call, History, Outcome, Spec};
 
 /// How much later than promised anything may be seen from outside, besides pauses.
@@ -241,6 +241,10 @@ impl Checker<'_> {
         // What is charged after none, one, two of them.
         let mut after = vec![may_be_charged];
         for (i, report) in reports.iter().enumerate() {
+            if reports[..i].iter().any(|earlier| report.repeats(earlier)) {
+                after.push(after[i]);
+                continue;
+            }
             let so_far = if i == 0 { 0.0 } else { after[i] };
             let estimate = if i == 0 { may_be_charged } else { 0.0 };
             after.push(so_far + report.cost_usd.unwrap_or(estimate));
@@ -279,10 +283,6 @@ impl Checker<'_> {
 fn charged(call: &Call) -> f64 {
     let selected = call.decision().and_then(|decision| decision.selected.as_ref());
     selected.and_then(|selected| model(&selected.model)).map_or(0.0, cost_usd)
-}
-
-fn account(tenant: &str) -> &str {
-    if tenant == "stranger" { "" } else { tenant }
 }
 
 /// How much of what can happen happened, for a run that finds nothing to be worth something.

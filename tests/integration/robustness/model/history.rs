@@ -53,6 +53,8 @@ pub(super) struct Cascade {
     pub(super) hops: u32,
     pub(super) tier: usize,
     pub(super) first_decision: String,
+    /// The request behind the decision that is followed.
+    pub(super) from: String,
 }
 
 #[derive(Clone, Debug)]
@@ -109,6 +111,16 @@ impl History {
     pub(super) fn paused(&self, from: Instant, to: Instant) -> Duration {
         let within = self.pauses.iter().filter(|(at, length)| *at <= to && *at + *length >= from);
         within.map(|(_, length)| *length).sum()
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Another says the same of the same decision: the service takes it once.
+    pub(super) fn repeats(&self, earlier: &Self) -> bool {
+        let said = |report: &Self| (report.failed, report.cost_usd.unwrap_or_default());
+        (&self.call, self.model) == (&earlier.call, earlier.model) && said(self) == said(earlier)
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Shared {
     pub(super) reports: Mutex<Vec<Report>>,
     /// Answers of the model fail while it is set.
     pub(super) sick: [AtomicBool; MODELS.len()],
-    /// Held while an answer of the model is reported, so that reports have an order.
+    /// Held while something is told of the model, so that this has an order.
     reporting: [tokio::sync::Mutex<()>; MODELS.len()],
     n_calls: AtomicUsize,
 }
@@ -263,7 +263,8 @@ impl Caller {
         let Some(asked) = index(&decision) else { return };
         let tier = super::document::TIERS.iter().position(|tier| *tier == decision.complexity.as_ref().unwrap().tier);
         let first_decision = decision.decision_id.clone();
-        let mut cascade = Cascade { tried: vec![(asked, false)], hops: 0, tier: tier.unwrap(), first_decision };
+        let (tried, from) = (vec![(asked, false)], query.id.clone());
+        let mut cascade = Cascade { tried, hops: 0, tier: tier.unwrap(), first_decision, from };
         loop {
             if self.dice.percent(30) {
                 tokio::time::sleep(self.dice.millis(0, 60)).await;
@@ -279,10 +280,13 @@ impl Caller {
             };
             let n = self.shared.n_calls.fetch_add(1, Ordering::SeqCst);
             let id = format!("{}.{n} (on from {})", self.seed, query.id);
+            // A step tells of the model too.
+            let order = self.shared.reporting[asked].lock().await;
             let sent = Instant::now();
             let answer =
                 Self::call(&self.connection, "/pointsman.v1.Router/Escalate", None, request.encode_to_vec()).await;
             let received = Instant::now();
+            drop(order);
             let outcome = match answer {
                 Ok(bytes) => match proto::EscalateResponse::decode(bytes).unwrap().step {
                     Some(proto::escalate_response::Step::Decision(next)) => Outcome::Decision(Box::new(next)),
@@ -302,6 +306,7 @@ impl Caller {
             let Some(asked) = index(&next) else { return };
             cascade.tried.push((asked, false));
             cascade.hops += u32::from(!unavailable);
+            cascade.from.clone_from(&id);
             decision = *next;
             if self.dice.percent(50) {
                 self.report(&id, &decision).await;
