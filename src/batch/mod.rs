@@ -254,7 +254,13 @@ impl Shared {
         let halvings = usize::BITS - batch.len().leading_zeros();
         let mut failures_left = FAILURES_PER_HALVING * halvings;
         let (mut to_do, mut any_succeeded) = (vec![batch], false);
-        while let Some(batch) = to_do.pop() {
+        while let Some(mut batch) = to_do.pop() {
+            // Some callers go away while other parts are tried.
+            let now = Instant::now();
+            batch.retain(|entry| !entry.is_waste(now));
+            if batch.is_empty() {
+                continue;
+            }
             let Err(mut failed) = self.run_pass(batch) else {
                 any_succeeded = true;
                 continue;
@@ -263,8 +269,6 @@ impl Shared {
                 failures_left = failures_left.saturating_sub(1);
                 any_succeeded = failures_left == 0 && self.still_works();
             }
-            let now = Instant::now();
-            failed.retain(|entry| !entry.is_waste(now));
             if failed.len() <= 1 || failures_left == 0 && !any_succeeded {
                 failed.into_iter().for_each(|entry| entry.answer(Err(BatchError::Failed)));
                 continue;

@@ -12,6 +12,8 @@ struct Fake {
     time: Duration,
     /// Set by a test that wants a pass to wait.
     held: AtomicBool,
+    /// The pass that waits as well; 0: none.
+    held_pass: AtomicUsize,
     passes: AtomicUsize,
     seen: Mutex<Vec<usize>>,
 }
@@ -21,8 +23,8 @@ const BAD: usize = 17;
 
 impl Engine for Fake {
     fn classify(&self, inputs: &[&Input]) -> Result<Vec<Classification>, EncoderError> {
-        self.passes.fetch_add(1, Ordering::SeqCst);
-        while self.held.load(Ordering::SeqCst) {
+        let pass = self.passes.fetch_add(1, Ordering::SeqCst) + 1;
+        while self.held.load(Ordering::SeqCst) || self.held_pass.load(Ordering::SeqCst) == pass {
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(self.time);
@@ -198,6 +200,36 @@ async fn cancelled_and_expired_queries_never_reach_the_engine() {
     assert_eq!(classify(&batcher, 4, Terms::default()).await, Ok(4));
     assert_eq!(*fake.seen.lock().unwrap(), [1, 4]);
     assert_eq!(metric(&metrics, "pointsman_skipped_inferences_total"), 1_001.0);
+    assert_eq!(metric(&metrics, "pointsman_wasted_inferences_total"), 0.0);
+}
+
+#[tokio::test]
+async fn who_goes_away_while_a_batch_is_halved_is_not_computed_for() {
+    let (batcher, fake, metrics) = start(Fake::default(), options());
+    fake.hold(true);
+    let mut calls = tokio::task::JoinSet::new();
+    let call = |n_tokens: usize| {
+        let batcher = Arc::clone(&batcher);
+        async move { classify(&batcher, n_tokens, Terms::default()).await }
+    };
+    calls.spawn(call(1));
+    until(|| fake.passes.load(Ordering::SeqCst) == 1).await;
+    let mut leaving = tokio::task::JoinSet::new();
+    for (n, n_tokens) in [POISON, 2, 3, 4, 5, 6, 7, 8].into_iter().enumerate() {
+        let calls = if n < 4 { &mut calls } else { &mut leaving };
+        calls.spawn(call(n_tokens));
+        until(|| metric(&metrics, "pointsman_queue_entries") == (n + 1) as f64).await;
+    }
+    // The second pass has all of them and fails; the third has half.
+    fake.held_pass.store(3, Ordering::SeqCst);
+    fake.hold(false);
+    until(|| fake.passes.load(Ordering::SeqCst) == 3).await;
+    leaving.shutdown().await;
+    fake.held_pass.store(0, Ordering::SeqCst);
+    assert_eq!(calls.join_all().await.iter().filter(|answer| answer.is_err()).count(), 1, "the poisoned one");
+    assert_eq!(classify(&batcher, 9, Terms::default()).await, Ok(9));
+    let seen = fake.seen.lock().unwrap().clone();
+    assert!(seen.iter().all(|n_tokens| !(5..9).contains(n_tokens)), "{seen:?}");
     assert_eq!(metric(&metrics, "pointsman_wasted_inferences_total"), 0.0);
 }
 
