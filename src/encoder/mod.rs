@@ -163,6 +163,8 @@ impl Encoder {
     ) -> Result<Self, EncoderError> {
         let EncoderOptions { device, max_tokens, .. } = options;
         let max_tokens = *max_tokens;
+        // What stays comes before what goes, so that its memory can be given back.
+        let tokenizer = TextTokenizer::from_bytes(artifact.file(TOKENIZER)?, max_tokens)?;
         let mut bert = open_bert(artifact, device)?;
         if !(3..=bert.max_positions()).contains(&max_tokens) {
             return Err(EncoderError::Unsupported(format!(
@@ -173,7 +175,6 @@ impl Encoder {
         if let Some(changes) = changes {
             bert.apply_changes(changes, device)?;
         }
-        let tokenizer = TextTokenizer::from_bytes(artifact.file(TOKENIZER)?, max_tokens)?;
         let can = device.is_cpu() && bert.fits_int8();
         match options.precision {
             Precision::Int8 if !can => {

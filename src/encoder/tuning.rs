@@ -4,9 +4,10 @@
 //! or for a low-rank adapter (LoRA, Hu et al. 2021, arXiv 2106.09685) its two factors. [`super::Encoder::load`] adds
 //! them to the base, so a served model costs the same whether it was tuned or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
+use candle_core::safetensors::SliceSafetensors;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use safetensors::tensor::TensorView;
@@ -174,24 +175,26 @@ impl TunableEncoder {
 impl Bert {
     /// Adds the content of [`CHANGES`] to the weights.
     pub(super) fn apply_changes(&mut self, bytes: &[u8], device: &Device) -> std::result::Result<(), EncoderError> {
-        let mut changes: BTreeMap<String, Tensor> = candle_core::safetensors::load_buffer(bytes, device)?
-            .into_iter()
-            .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
-            .collect::<Result<_>>()?;
+        let changes = SliceSafetensors::new(bytes)?;
+        let mut unused: BTreeSet<String> = changes.tensors().into_iter().map(|(name, _)| name).collect();
+        // One at a time: in f32 all of them take as much as the encoder.
+        let mut take = |name: &str| {
+            let there = unused.remove(name);
+            there.then(|| changes.load(name, device)?.to_dtype(DType::F32)).transpose()
+        };
         for (name, product) in self.products() {
-            let (down, up) = (changes.remove(&format!("{name}.down")), changes.remove(&format!("{name}.up")));
-            match (down, up) {
+            match (take(&format!("{name}.down"))?, take(&format!("{name}.up"))?) {
                 (Some(down), Some(up)) => add(&name, &mut product.weight, &down.matmul(&up)?)?,
                 (None, None) => {}
                 _ => return Err(EncoderError::Unsupported(format!("{CHANGES} has half an adapter for {name}"))),
             }
         }
         for (name, tensor) in self.tensors(0) {
-            if let Some(change) = changes.remove(&name) {
+            if let Some(change) = take(&name)? {
                 add(&name, tensor, &change)?;
             }
         }
-        match changes.keys().next() {
+        match unused.first() {
             None => Ok(()),
             Some(name) => Err(EncoderError::Unsupported(format!("{CHANGES} changes {name}, which is not there"))),
         }

@@ -18,7 +18,7 @@ use super::snapshot::Layer;
 use crate::domain::{ExperimentArm, Probability};
 
 /// What a key is reduced to.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyDigest(pub [u8; 16]);
 
 /// What experiments look at.

@@ -15,7 +15,7 @@ use crate::policy::{
     Circumstances, KeyDigest, NoCandidate, Policy, Resolution, Scope, SessionsSpec, Signals, Standing,
     State as ModelState,
 };
-use crate::state::{Asked, Booking, Budget, Pending, Rate, Session, State, fingerprint, nanos, usd};
+use crate::state::{Asked, Booking, Budget, Outline, Pending, Rate, Session, State, fingerprint, nanos, usd};
 use crate::telemetry::{OutcomeMetrics, SessionEffect};
 
 /// Health and state, as decisions use them.
@@ -230,7 +230,7 @@ impl Governor {
         let beside = beside.filter(|candidate| candidate.model != selected.model);
         let cost = fan_out.map_or(selected.estimated_cost_usd, |fan_out| fan_out.estimated_cost_usd);
         let SessionsSpec { stick_s, retry_s, raise_s } = begun.sessions;
-        let pending = Pending {
+        let outline = Arc::new(Outline {
             account: begun.account.as_str().into(),
             tenant: Arc::clone(&begun.tenant),
             selected: Arc::clone(&selected.model),
@@ -239,9 +239,12 @@ impl Governor {
             escalation: escalation.map(|escalation| Arc::clone(&escalation.next.model)),
             threshold: escalation.map(|escalation| escalation.score_threshold.value()),
             attempt,
-            at_ms: begun.now_ms,
             tier,
-            session: begun.session.as_ref().map(|(key, _)| (key.clone(), raise_s.unwrap_or_default())),
+        });
+        let pending = Pending {
+            outline,
+            at_ms: begun.now_ms,
+            session: begun.session.as_ref().map(|(key, _)| Box::new((key.clone(), raise_s.unwrap_or_default()))),
             budget: begun.budget.map(|budget| (budget.window_ms(), budget.unreported)),
             reserved: nanos(cost),
             window: 0,
@@ -298,13 +301,15 @@ impl Governor {
         let known = pending.as_ref();
         let attempt = report.attempt.or_else(|| known.and_then(|known| known.attempt_of(&report.model)));
         report.attempt = attempt;
-        let counted = known.is_some_and(|known| known.attempt != Attempt::First && *known.selected == *report.model);
+        let counted = known.is_some_and(|Pending { outline, .. }| {
+            outline.attempt != Attempt::First && *outline.selected == *report.model
+        });
         let named = if policy.spec().tenants.contains_key(tenant) { tenant } else { "" };
-        let account = known.map_or(named, |known| &known.account);
+        let account = known.map_or(named, |known| &known.outline.account);
         let behind = Behind { account, attempt, counted, age: age(&report, known) };
         let in_policy = self.health.observe(policy, &report, behind, Instant::now());
         if in_policy {
-            self.metrics.record_outcome(&report, attempt, known.and_then(|known| known.threshold));
+            self.metrics.record_outcome(&report, attempt, known.and_then(|known| known.outline.threshold));
         }
         if let Some(log) = &self.log {
             log.record(report);

@@ -56,9 +56,9 @@ impl Router {
         let theirs = |tenant: &str| tenants.iter().any(|known| known == tenant);
         if let Some(known) = self.governor().state().look_up(&report.decision_id).await {
             return match known.attempt_of(&report.model) {
-                _ if !theirs(&known.tenant) => Err(NotVouched::Decision),
+                _ if !theirs(&known.outline.tenant) => Err(NotVouched::Decision),
                 None => Err(NotVouched::Model),
-                Some(_) => Ok(known.tenant),
+                Some(_) => Ok(Arc::clone(&known.outline.tenant)),
             };
         }
         let shown = self.cascades.as_ref().and_then(|cascades| cascades.provenance(continuation));

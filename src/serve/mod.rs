@@ -266,8 +266,9 @@ impl Running {
     /// Stops taking requests and lets those in flight finish, within the configured bound.
     pub async fn drain(self) -> Drained {
         let (delay, bound) = self.drain;
-        set_health(&self.health, ServingStatus::NotServing).await;
+        // Readiness first: who hears from health and looks there finds the same.
         self.tasks.drain();
+        set_health(&self.health, ServingStatus::NotServing).await;
         tokio::time::sleep(delay).await;
         self.tasks.stop();
         let answered = async {

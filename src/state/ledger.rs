@@ -3,15 +3,15 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
 use super::account::{BadAnswer, Budget, Nanos, Rate, Session, nanos};
-use super::pending::{Booking, Pending, spent};
+use super::pending::{Booking, Outline, Pending, spent};
 use crate::domain::{OutcomeReport, Priority};
-use crate::policy::Unreported;
+use crate::policy::{KeyDigest, Unreported};
 
 /// Memory of this process.
 #[derive(Debug)]
@@ -19,7 +19,9 @@ pub(super) struct Ledger {
     accounts: Mutex<HashMap<String, Account>>,
     sessions: Cache<String, (Session, u64)>,
     bad: Cache<String, (BadAnswer, u64)>,
-    pending: Cache<String, Pending>,
+    /// By the digest of the decision's id: ids of somebody else's making may be long.
+    pending: Cache<KeyDigest, Pending>,
+    outlines: Cache<Arc<Outline>, Arc<Outline>>,
 }
 
 /// How much of a budget this process may book by itself.
@@ -43,13 +45,15 @@ struct Account {
     /// Spent and reserved in the window by all, as the shared store last said.
     known: Nanos,
     /// Reservations that end, the earliest first.
-    ending: BinaryHeap<Reverse<(u64, String)>>,
+    ending: BinaryHeap<Reverse<(u64, KeyDigest)>>,
 }
 
 /// Sessions kept: about 30 MB.
 const MAX_SESSIONS: usize = 100_000;
-/// Decisions whose outcomes are awaited: about 60 MB.
+/// Decisions whose outcomes are awaited: about 30 MB.
 const MAX_PENDING: usize = 200_000;
+/// Outlines of those; one that is crowded out is kept once more for the decisions that come.
+const MAX_OUTLINES: usize = 2_000;
 /// Reservations of one account that can be released; older ones are charged.
 const MAX_ENDING: usize = 50_000;
 
@@ -62,6 +66,7 @@ impl Ledger {
             sessions: Cache::new(MAX_SESSIONS),
             bad: Cache::new(MAX_SESSIONS),
             pending: Cache::new(MAX_PENDING),
+            outlines: Cache::new(MAX_OUTLINES),
         }
     }
 
@@ -95,7 +100,7 @@ impl Ledger {
         let mut pending = booking.pending.clone();
         if let Some(budget) = &booking.budget {
             let mut accounts = self.accounts();
-            let account = entry(&mut accounts, &pending.account);
+            let account = entry(&mut accounts, &pending.outline.account);
             self.turn(account, budget, now_ms);
             let room = budget.hard.map(|hard| match part {
                 Part::Whole => hard,
@@ -108,7 +113,7 @@ impl Ledger {
             pending.window = account.window;
             if budget.unreported == Unreported::Release && account.ending.len() < MAX_ENDING {
                 let ends = now_ms.saturating_add(u64::try_from(budget.reserve.as_millis()).unwrap_or(u64::MAX));
-                account.ending.push(Reverse((ends, booking.decision_id.to_owned())));
+                account.ending.push(Reverse((ends, KeyDigest::of(booking.decision_id))));
             }
         }
         self.keep(booking, pending, now_ms);
@@ -116,16 +121,20 @@ impl Ledger {
     }
 
     /// Keeps a decision until its outcome, and its session.
-    pub(super) fn keep(&self, booking: &Booking<'_>, pending: Pending, now_ms: u64) {
-        if let (Some((key, _)), Some((session, seconds))) = (&pending.session, &booking.session) {
+    pub(super) fn keep(&self, booking: &Booking<'_>, mut pending: Pending, now_ms: u64) {
+        if let (Some((key, _)), Some((session, seconds))) = (pending.session.as_deref(), &booking.session) {
             self.sessions.insert(key.clone(), (session.clone(), ends_ms(now_ms, *seconds)));
         }
-        self.pending.insert(booking.decision_id.to_owned(), pending);
+        match self.outlines.get(&pending.outline) {
+            Some(kept) => pending.outline = kept,
+            None => self.outlines.insert(Arc::clone(&pending.outline), Arc::clone(&pending.outline)),
+        }
+        self.pending.insert(KeyDigest::of(booking.decision_id), pending);
     }
 
     /// What is kept of a decision.
     pub(super) fn pending(&self, decision_id: &str) -> Option<Pending> {
-        self.pending.get(decision_id)
+        self.pending.get(&KeyDigest::of(decision_id))
     }
 
     /// Puts what was spent in the place of what was reserved; further answers to the same decision are added. Gives
@@ -133,11 +142,12 @@ impl Ledger {
     pub(super) fn settle(&self, report: &OutcomeReport, now_ms: u64) -> Option<Pending> {
         let mut accounts = self.accounts();
         // Under the lock of accounts, so that two outcomes do not both take the reservation.
-        let pending = self.pending.get(&report.decision_id)?;
+        let key = KeyDigest::of(&report.decision_id);
+        let pending = self.pending.get(&key)?;
         if let Some((window_ms, _)) = pending.budget {
             let settled = Pending { reserved: 0, ..pending.clone() };
-            self.pending.insert(report.decision_id.clone(), settled);
-            let account = entry(&mut accounts, &pending.account);
+            self.pending.insert(key, settled);
+            let account = entry(&mut accounts, &pending.outline.account);
             let actual = spent(report).map_or(pending.reserved, nanos);
             let change = actual - pending.reserved;
             let current = account.window_ms == window_ms && account.window == now_ms / window_ms;
@@ -150,8 +160,9 @@ impl Ledger {
 
     /// The reservation was settled elsewhere.
     pub(super) fn settled(&self, decision_id: &str) {
-        if let Some(pending) = self.pending.get(decision_id).filter(|pending| pending.reserved > 0) {
-            self.pending.insert(decision_id.to_owned(), Pending { reserved: 0, ..pending });
+        let key = KeyDigest::of(decision_id);
+        if let Some(pending) = self.pending.get(&key).filter(|pending| pending.reserved > 0) {
+            self.pending.insert(key, Pending { reserved: 0, ..pending });
         }
     }
 
@@ -210,12 +221,12 @@ impl Ledger {
         while let Some(Reverse((ends, _))) = account.ending.peek()
             && *ends <= now_ms
         {
-            let Some(Reverse((_, decision_id))) = account.ending.pop() else { break };
-            if let Some(pending) = self.pending.get(&decision_id).filter(|pending| pending.reserved > 0) {
+            let Some(Reverse((_, key))) = account.ending.pop() else { break };
+            if let Some(pending) = self.pending.get(&key).filter(|pending| pending.reserved > 0) {
                 if pending.window == account.window {
                     account.booked -= pending.reserved;
                 }
-                self.pending.insert(decision_id, Pending { reserved: 0, ..pending });
+                self.pending.insert(key, Pending { reserved: 0, ..pending });
             }
         }
     }

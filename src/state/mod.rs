@@ -17,7 +17,7 @@ use redis::{ClientTlsConfig, TlsCertificates};
 use tokio_util::sync::CancellationToken;
 
 pub use account::{BadAnswer, Budget, Nanos, Rate, Session, nanos, usd};
-pub use pending::{Booking, Pending, fingerprint};
+pub use pending::{Booking, Outline, Pending, fingerprint};
 
 use crate::domain::{OutcomeReport, Priority};
 use crate::telemetry::OutcomeMetrics;
@@ -184,7 +184,7 @@ impl State {
             && let Ok((fits, booked, window)) = shared.book(&booking).await
         {
             if let Some(budget) = &booking.budget {
-                self.ledger.learn(&booking.pending.account, (budget.window_ms(), window), booked);
+                self.ledger.learn(&booking.pending.outline.account, (budget.window_ms(), window), booked);
                 booking.pending.window = window;
             }
             if fits {
@@ -217,7 +217,7 @@ impl State {
             && let Ok((found, booked, window)) = shared.settle(report).await
         {
             if let Some((found, (window_ms, _))) = found.as_ref().and_then(|found| Some((found, found.budget?))) {
-                self.ledger.learn(&found.account, (window_ms, window), booked);
+                self.ledger.learn(&found.outline.account, (window_ms, window), booked);
             }
             pending = found;
             self.ledger.settled(&report.decision_id);
@@ -228,11 +228,11 @@ impl State {
             None => self.ledger.settle(report, report.time_unix_ms),
         };
         if let Some(pending) = &pending
-            && let Some((key, seconds)) = pending.session.as_ref()
+            && let Some((key, seconds)) = pending.session.as_deref()
             && *seconds > 0
             && pending.is_bad(report)
         {
-            let bad = BadAnswer { at_ms: report.time_unix_ms, tier: pending.tier };
+            let bad = BadAnswer { at_ms: report.time_unix_ms, tier: pending.outline.tier };
             self.ledger.mark_bad(key, bad, *seconds);
             if let Some(shared) = self.shared.as_ref().filter(|shared| !shared.is_away()) {
                 // Kept here in any case; what fails is counted and told there.

@@ -1,5 +1,6 @@
 //! A decision of which the outcome is awaited.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,24 @@ use crate::policy::{KeyDigest, Unreported};
 /// What an outcome needs to know of its decision; a shared store holds it as JSON.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Pending {
+    /// Who is asked for whom; in memory one for all decisions that it is the same in.
+    #[serde(flatten)]
+    pub outline: Arc<Outline>,
+    /// When it was made, Unix milliseconds.
+    pub at_ms: u64,
+    /// The session it is of and how long, in seconds, a bad answer counts there.
+    pub session: Option<Box<(String, u32)>>,
+    /// Length of the budget's window in milliseconds and what becomes of the estimate; `None`: no budget.
+    pub budget: Option<(u64, Unreported)>,
+    /// The estimated cost that is reserved.
+    pub reserved: Nanos,
+    /// The window it is reserved in.
+    pub window: u64,
+}
+
+/// What few decisions are alone with.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+pub struct Outline {
     /// Whose traffic it is: a tenant of the policy, or nothing.
     pub account: Arc<str>,
     /// The tenant as the request named it; empty: none. Older servers wrote none.
@@ -24,22 +43,12 @@ pub struct Pending {
     pub fallbacks: Vec<Arc<str>>,
     /// The model to escalate to.
     pub escalation: Option<Arc<str>>,
-    /// The score below which an answer does not do.
+    /// The score below which an answer does not do; a number.
     pub threshold: Option<f64>,
     /// Why the selected model is called.
     pub attempt: Attempt,
-    /// When it was made, Unix milliseconds.
-    pub at_ms: u64,
     /// The tier it is for.
     pub tier: Tier,
-    /// The session it is of and how long, in seconds, a bad answer counts there.
-    pub session: Option<(String, u32)>,
-    /// Length of the budget's window in milliseconds and what becomes of the estimate; `None`: no budget.
-    pub budget: Option<(u64, Unreported)>,
-    /// The estimated cost that is reserved.
-    pub reserved: Nanos,
-    /// The window it is reserved in.
-    pub window: u64,
 }
 
 /// A decision to be kept until its outcome.
@@ -55,23 +64,37 @@ pub struct Booking<'a> {
     pub session: Option<(super::Session, u32)>,
 }
 
+// === impl Outline ===
+
+/// A threshold is a number, which equals itself.
+impl Eq for Outline {}
+
+impl Hash for Outline {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Not the threshold: what is equal may have other bits.
+        let Self { account, tenant, selected, beside, fallbacks, escalation, threshold: _, attempt, tier } = self;
+        (account, tenant, selected, beside, fallbacks, escalation, attempt, tier).hash(state);
+    }
+}
+
 // === impl Pending ===
 
 impl Pending {
     /// Why `model` was called for this decision; `None`: it is not among its candidates.
     pub fn attempt_of(&self, model: &str) -> Option<Attempt> {
-        if *self.selected == *model || self.beside.iter().any(|beside| **beside == *model) {
-            Some(self.attempt)
-        } else if self.fallbacks.iter().any(|fallback| **fallback == *model) {
+        let Outline { selected, beside, fallbacks, escalation, attempt, .. } = &*self.outline;
+        if **selected == *model || beside.iter().any(|beside| **beside == *model) {
+            Some(*attempt)
+        } else if fallbacks.iter().any(|fallback| **fallback == *model) {
             Some(Attempt::Fallback)
         } else {
-            self.escalation.as_deref().filter(|escalation| *escalation == model).map(|_| Attempt::Escalation)
+            escalation.as_deref().filter(|escalation| *escalation == model).map(|_| Attempt::Escalation)
         }
     }
 
     /// Whether an answer was not good enough, as far as is known.
     pub fn is_bad(&self, report: &OutcomeReport) -> bool {
-        let low = report.score.zip(self.threshold).is_some_and(|(score, threshold)| score < threshold);
+        let low = report.score.zip(self.outline.threshold).is_some_and(|(score, threshold)| score < threshold);
         low || report.failure.is_some_and(|failure| !failure.is_unavailability())
     }
 }

@@ -190,8 +190,8 @@ impl Shared {
     /// Whether there was room, what is booked now, and in which window.
     pub(super) async fn book(&self, booking: &Booking<'_>) -> Result<(bool, Nanos, u64), Away> {
         let Booking { decision_id, pending, budget, session } = booking;
-        let account = &*pending.account;
-        let key = pending.session.as_ref().map_or("", |(key, _)| key);
+        let account = &*pending.outline.account;
+        let key = pending.session.as_deref().map_or("", |(key, _)| key);
         let mut call = self.scripts.book.prepare_invoke();
         for (prefix, name) in [(BUDGET, account), (DECISION, decision_id), (SESSION, key), (ENDING, account)] {
             call.key(format!("{prefix}{name}"));

@@ -22,23 +22,29 @@ fn booking(decision_id: &str, budget: Option<Budget>, cost_usd: f64) -> Booking<
     Booking {
         decision_id,
         pending: Pending {
-            account: "acme".into(),
-            tenant: "acme".into(),
-            selected: "a".into(),
-            beside: vec!["b2".into()],
-            fallbacks: vec!["b".into()],
-            escalation: Some("c".into()),
-            threshold: Some(0.6),
-            attempt: Attempt::First,
+            outline: Arc::new(outline()),
             at_ms: 0,
-            tier: Tier::Medium,
-            session: Some(("s".to_owned(), 60)),
+            session: Some(Box::new(("s".to_owned(), 60))),
             budget: budget.map(|budget| (HOUR_MS, budget.unreported)),
             reserved: nanos(cost_usd),
             window: 0,
         },
         budget,
         session: None,
+    }
+}
+
+fn outline() -> Outline {
+    Outline {
+        account: "acme".into(),
+        tenant: "acme".into(),
+        selected: "a".into(),
+        beside: vec!["b2".into()],
+        fallbacks: vec!["b".into()],
+        escalation: Some("c".into()),
+        threshold: Some(0.6),
+        attempt: Attempt::First,
+        tier: Tier::Medium,
     }
 }
 
@@ -90,6 +96,32 @@ async fn an_estimate_is_reserved_and_an_outcome_takes_its_place() {
     state.settle(&report("four", HOUR_MS, 0.5, None)).await;
     assert!((booked(&state, budget, HOUR_MS).await - 1.5).abs() < 1e-9, "late costs are charged when they are told");
     assert!(state.settle(&report("unknown", 7, 1.0, None)).await.is_none());
+}
+
+#[tokio::test]
+async fn what_decisions_have_in_common_is_kept_once() {
+    let state = State::local();
+    for id in ["one", "two"] {
+        state.book(booking(id, None, 0.1), 0).await;
+    }
+    let mut other = booking("three", None, 0.1);
+    other.pending.outline = Arc::new(Outline { tier: Tier::Simple, ..outline() });
+    state.book(other, 0).await;
+    let kept = async |id| state.look_up(id).await.unwrap().outline;
+    assert!(Arc::ptr_eq(&kept("one").await, &kept("two").await));
+    assert_eq!((kept("one").await.tier, kept("three").await.tier), (Tier::Medium, Tier::Simple));
+}
+
+#[test]
+fn decisions_that_older_servers_shared_are_read() {
+    let text = r#"{"account": "acme", "selected": "a", "beside": ["b2"], "fallbacks": ["b"], "escalation": "c",
+        "threshold": 0.6, "attempt": "first", "at_ms": 7, "tier": "medium", "session": ["s", 60],
+        "budget": [3600000, "charge"], "reserved": 5, "window": 2}"#;
+    let read: Pending = serde_json::from_str(text).unwrap();
+    let outline = Arc::new(Outline { tenant: "".into(), ..outline() });
+    let (session, budget) = (Some(Box::new(("s".to_owned(), 60))), Some((HOUR_MS, Unreported::Charge)));
+    assert_eq!(read, Pending { outline, at_ms: 7, session, budget, reserved: 5, window: 2 });
+    assert_eq!(serde_json::from_str::<Pending>(&serde_json::to_string(&read).unwrap()).unwrap(), read);
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use half::f16;
+use half::vec::HalfFloatVecExt as _;
 
 pub use kernels::Isa;
 pub(super) use layer::LayerTensors;
@@ -47,8 +49,8 @@ pub(super) struct Stack {
 /// Everything that a pass reads.
 #[derive(Debug)]
 struct Weights {
-    /// `[vocabulary, hidden]`.
-    words: Vec<f32>,
+    /// `[vocabulary, hidden]`. Halves, as the file has them, are half of the memory and not a bit less exact.
+    words: Vec<f16>,
     /// `[positions, hidden]`: position and type embedding, summed.
     positions: Vec<f32>,
     norm: NormWeights,
@@ -88,13 +90,12 @@ impl Stack {
             .into_par_iter()
             .map(|index| Layer::new(&layers[index], layers.get(index + 1), head_size))
             .collect::<Result<_>>()?;
-        let weights = Weights {
-            words: words.flatten_all()?.to_vec1()?,
-            positions: positions.flatten_all()?.to_vec1()?,
-            norm,
-            layers,
-            hidden: positions.dim(1)?,
-        };
+        let words = Vec::from_f32_slice(&words.flatten_all()?.to_vec1()?);
+        if !words.iter().all(|value: &f16| value.is_finite()) {
+            bail!("the encoder's word table has numbers that 16 bits do not hold");
+        }
+        let weights =
+            Weights { words, positions: positions.flatten_all()?.to_vec1()?, norm, layers, hidden: positions.dim(1)? };
         Ok(Self { weights: Arc::new(weights), threads: Threads::new(n_threads)?, isa, spare: Mutex::default() })
     }
 

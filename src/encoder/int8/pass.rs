@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
+use half::slice::HalfFloatSliceExt as _;
+
 use super::kernels::{Bytes, Isa, Onto, Target};
 use super::layer::{Layer, NormWeights, UnitBytes, UnitScratch};
 use super::stages::{Clock, Stage};
@@ -161,9 +163,9 @@ impl Pass {
         let mut rows = work.rows[member].write().unwrap_or_else(PoisonError::into_inner);
         let Rows { range, hidden: values, bytes, scales } = &mut *rows;
         let ids = &self.ids[work.tokens.start + range.start..work.tokens.start + range.end];
-        values.clear();
-        for id in ids {
-            values.extend_from_slice(&self.weights.words[*id as usize * hidden..(*id as usize + 1) * hidden]);
+        values.resize(ids.len() * hidden, 0.0);
+        for (row, id) in values.chunks_exact_mut(hidden).zip(ids) {
+            self.weights.words[*id as usize * hidden..(*id as usize + 1) * hidden].convert_to_f32_slice(row);
         }
         let positions = self.lengths[work.sequences.clone()].iter().flat_map(|length| 0..*length);
         for (row, position) in values.chunks_exact_mut(hidden).zip(positions.skip(range.start)) {
