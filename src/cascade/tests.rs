@@ -124,6 +124,19 @@ fn a_token_gives_back_what_was_put_in() {
 }
 
 #[test]
+fn ids_come_back_as_they_were_written_and_ours_are_short() {
+    let cascades = cascades(&key_line("a", 1));
+    let ours = "0192f0c1-2345-7000-8000-00000000abcd";
+    let size = |request_id: &str| {
+        let before = Continuation { request_id: request_id.to_owned(), ..continuation("") };
+        let token = cascades.seal(&before, NOW).unwrap();
+        assert_eq!(cascades.open(&token, opening("", NOW)), Ok(before));
+        token.len()
+    };
+    assert!(size(&ours.to_uppercase()) > size(ours));
+}
+
+#[test]
 fn a_token_is_of_use_to_its_tenant_in_its_time_with_its_key() {
     let (one, other) = (cascades(&key_line("k1", 1)), cascades(&key_line("k1", 2)));
     let token = one.seal(&continuation("acme"), NOW).unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::config::{Config, RawConfig};
 use crate::domain::{Decision, Query, Requirements};
 use crate::router::{DecideError, Router, Signalled};
-use crate::serve::{load_classifier, policy_options, router_options, start_policies};
+use crate::serve::{Loader, policy_options, router_options, start_policies};
 use crate::sources::Origin;
 use crate::telemetry::Metrics;
 
@@ -98,7 +98,7 @@ async fn start_router(text: TextArgs) -> anyhow::Result<Router> {
         ..RawConfig::default()
     };
     let config = Config::from_raw(settings, RawConfig::default())?;
-    let classifier = Arc::new(load_classifier(&config).await?);
+    let classifier = Arc::new(Loader::start()?.load(&config).await?);
     let policies = Arc::new(start_policies(&config.policy, policy_options(&config, &classifier)).await?);
     if policies.snapshot().origin != Origin::Source {
         anyhow::bail!("cannot get the policy: {}", policies.status().last_error.unwrap_or_default());

@@ -254,6 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn a_cheaper_choice_says_why() {
+        let all = names(&["a", "b"]);
+        let because = |cheapest_first| {
+            let circumstances = Circumstances { cheapest_first, ..Circumstances::default() };
+            circumstances.arrange(&offers(&all)).selected_because.map(|reason| reason.code)
+        };
+        assert_eq!((because(true), because(false)), (Some(ReasonCode::SoftBudgetSpent), None));
+    }
+
+    #[test]
     fn of_all_that_are_out_the_least_bad_serves() {
         let all = names(&["a", "b", "c"]);
         let open = with(&[("a", State::Open, 1.0), ("b", State::Open, 0.6), ("c", State::Open, 0.9)]);

@@ -180,6 +180,19 @@ mod tests {
     }
 
     #[test]
+    fn probabilities_without_doubt_are_finite_evidence() {
+        assert!((logit(0.8) - 4.0_f64.ln()).abs() < 1e-12);
+        assert!((logit(1.0) + logit(0.0)).abs() < 1e-6 && (20.0..22.0).contains(&logit(1.0)));
+    }
+
+    #[test]
+    fn a_scorer_that_knows_nothing_keeps_all_answers_or_none() {
+        let (weak, strong) = (prospect(0.7, 1.0), prospect(0.9, 10.0));
+        let kept = |threshold| Scorer { separation: 0.0, cost_usd: 0.0 }.at_threshold(weak, strong, threshold).kept;
+        assert!(kept(0.6) > 0.999 && kept(0.8) < 0.001, "{} {}", kept(0.6), kept(0.8));
+    }
+
+    #[test]
     fn nothing_is_escalated_to_what_is_no_better() {
         let same = Scorer::new(0.8, 0.0).at_parity(prospect(0.9, 1.0), prospect(0.9, 2.0));
         assert_eq!(same.threshold, 0.0);

@@ -7,6 +7,7 @@
 mod admin;
 mod cascades;
 mod listener;
+mod loader;
 mod policy;
 mod reload;
 mod tasks;
@@ -21,18 +22,18 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+pub use loader::Loader;
 pub use policy::{policy_options, start_policies};
 pub use tasks::Tasks;
 pub use tls::ServerTlsError;
 
 use crate::access::{AccessError, AccessStore};
-use crate::artifact::default_roots;
 use crate::batch::{BatchOptions, Engine};
 use crate::cascade::KeyError;
-use crate::classifier::{Classifier, LoadError, LoadOptions};
+use crate::classifier::{Classifier, LoadError};
 use crate::config::{Config, StateUrl, TracesConfig, TransportConfig};
 use crate::decisions::{DecisionLog, FileOptions, LogError, LogOptions, OutcomeLog};
-use crate::encoder::{EncoderError, available_threads, open_device};
+use crate::encoder::EncoderError;
 use crate::router::{DecideError, Governor, Router, RouterOptions};
 use crate::rpc::proto::{
     DESCRIPTORS, info_server::InfoServer, policy_service_server::PolicyServiceServer, router_server::RouterServer,
@@ -209,7 +210,8 @@ impl Server {
         spawn_grpc(grpc, front, &backend, (&tasks, &connections), &config.transport)?;
         tasks.spawn(admin::serve(admin, backend.clone(), tasks.clone()));
 
-        let classifier = Arc::new(load_classifier(&config).await?);
+        let loader = Loader::start()?;
+        let classifier = Arc::new(loader.load(&config).await?);
         let policies = Arc::new(start_policies(&config.policy, policy_options(&config, &classifier)).await?);
         let log = Arc::new(DecisionLog::start(log_options(&config), Arc::clone(backend.metrics()))?);
         let router = Router::start_with(
@@ -234,7 +236,7 @@ impl Server {
         backend.set_ready(router);
         set_health(&health, ServingStatus::Serving).await;
         let drain = (config.transport.drain_delay, config.transport.drain_timeout);
-        tasks.spawn(reload::follow_model(config, backend.clone(), tasks.clone()));
+        tasks.spawn(reload::follow_model(config, loader, backend.clone(), tasks.clone()));
         Ok(Running {
             backend,
             health,
@@ -326,23 +328,6 @@ async fn quiet(backend: &Backend) {
         tokio::time::sleep(LINGER / LINGER_LOOKS).await;
         quiet_looks = if backend.in_flight() == 0 { quiet_looks + 1 } else { 0 };
     }
-}
-
-/// Loads the classifier that `config` names, away from the request threads.
-///
-/// # Errors
-/// When the device or a file of the model cannot be used.
-pub async fn load_classifier(config: &Config) -> Result<Classifier, ServeError> {
-    let options = LoadOptions {
-        name: config.model.clone(),
-        roots: default_roots(config.models_dir.as_deref()),
-        max_tokens: config.max_tokens,
-        device: open_device(&config.device)?,
-        precision: config.precision.parse()?,
-        isa: config.isa.as_deref().map(str::parse).transpose()?,
-        threads: config.threads.unwrap_or_else(available_threads),
-    };
-    Ok(tokio::task::spawn_blocking(move || Classifier::load(&options)).await??)
 }
 
 /// What of decisions is kept, by `config`.

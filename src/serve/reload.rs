@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ServeError, Tasks, load_classifier};
+use super::{Loader, ServeError, Tasks};
 use crate::artifact::{MANIFEST, sha256_hex};
 use crate::config::Config;
 use crate::router::{Router, Unfit};
@@ -61,7 +61,7 @@ pub(super) async fn follow<E: std::error::Error + Send + 'static>(
 }
 
 /// Follows the model directory: another manifest there means another model.
-pub(super) async fn follow_model(config: Config, backend: Backend, tasks: Tasks) {
+pub(super) async fn follow_model(config: Config, loader: Loader, backend: Backend, tasks: Tasks) {
     let stopping = tasks.stopping();
     let Some(ready) = backend.ready() else { return };
     let manifest = ready.router.classifier().dir().join(MANIFEST);
@@ -77,7 +77,7 @@ pub(super) async fn follow_model(config: Config, backend: Backend, tasks: Tasks)
         if refused.as_ref().is_some_and(|(_, again, _)| Instant::now() < *again) {
             continue;
         }
-        let swapped = swap(&config, &ready.router, &tasks).await;
+        let swapped = swap((&config, &loader), &ready.router, &tasks).await;
         backend.metrics().transport().record_reload(Reload::Model, swapped.is_ok());
         match swapped {
             Ok(()) => refused = None,
@@ -91,8 +91,8 @@ pub(super) async fn follow_model(config: Config, backend: Backend, tasks: Tasks)
     }
 }
 
-async fn swap(config: &Config, router: &Router, tasks: &Tasks) -> Result<(), NoSwap> {
-    let fresh = router.try_out(Arc::new(load_classifier(config).await?)).await?;
+async fn swap((config, loader): (&Config, &Loader), router: &Router, tasks: &Tasks) -> Result<(), NoSwap> {
+    let fresh = router.try_out(Arc::new(loader.load(config).await?)).await?;
     let reference = fresh.classifier().reference().clone();
     let retired = router.adopt(fresh);
     tasks.spawn(retired.finish());

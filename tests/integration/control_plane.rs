@@ -202,7 +202,7 @@ impl PolicySource for Versions {
 /// Decides again under the version that each answer names, and compares all that a policy determines.
 async fn check_explained(answers: &[Answered]) -> usize {
     let config = config(RawConfig::default());
-    let classifier = Arc::new(pointsman::serve::load_classifier(&config).await.unwrap());
+    let classifier = Arc::new(pointsman::serve::Loader::start().unwrap().load(&config).await.unwrap());
     let number = Arc::new(std::sync::atomic::AtomicUsize::new(1));
     let store = PolicyStore::start(Box::new(Versions(Arc::clone(&number))), PolicyOptions::default()).await.unwrap();
     let store = Arc::new(store);
