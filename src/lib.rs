@@ -19,6 +19,7 @@ pub mod health;
 pub mod loadgen;
 pub mod offline;
 pub mod policy;
+pub mod recent;
 pub mod router;
 pub mod rpc;
 pub mod rules;

@@ -15,13 +15,13 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quick_cache::sync::Cache;
 use serde::Serialize;
 
 pub use stats::{Figures, Percentiles, STATS_WINDOW};
 
 use crate::domain::{Attempt, FailureKind, OutcomeReport};
 use crate::policy::{Circumstances, Policy, Standing, State, TrafficSpec};
+use crate::recent::Recent;
 use crate::telemetry::{BreakerGauge, OutcomeMetrics};
 use breaker::{Change, Position, Sign};
 use targets::{Retries, Target, Targets};
@@ -32,7 +32,7 @@ pub struct Health {
     metrics: Arc<OutcomeMetrics>,
     inner: Mutex<Inner>,
     /// Decisions with a model whose breaker they have spoken of, as hashes.
-    spoken: Cache<u64, ()>,
+    spoken: Recent<u64, ()>,
     hasher: RandomState,
 }
 
@@ -147,7 +147,7 @@ impl Health {
             providers: Targets::default(),
             accounts: HashMap::new(),
         };
-        let spoken = Cache::new(MAX_SPOKEN);
+        let spoken = Recent::new(MAX_SPOKEN);
         Self { metrics, inner: Mutex::new(inner), spoken, hasher: RandomState::new() }
     }
 

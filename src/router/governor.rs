@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use quick_cache::sync::Cache;
-
 use crate::decisions::OutcomeLog;
 use crate::domain::{
     Attempt, Candidate, Decision, Escalation, FailureKind, Fallback, FanOut, OutcomeReport, Priority, Reason,
@@ -15,6 +13,7 @@ use crate::policy::{
     Circumstances, KeyDigest, NoCandidate, Policy, Resolution, Scope, SessionsSpec, Signals, Standing,
     State as ModelState,
 };
+use crate::recent::Recent;
 use crate::state::{Asked, Booking, Budget, Outline, Pending, Rate, Session, State, fingerprint, nanos, usd};
 use crate::telemetry::{OutcomeMetrics, SessionEffect};
 
@@ -26,7 +25,7 @@ pub struct Governor {
     log: Option<Arc<OutcomeLog>>,
     metrics: Arc<OutcomeMetrics>,
     /// What tells reports that were taken from others.
-    taken: Cache<u64, ()>,
+    taken: Recent<u64, ()>,
 }
 
 /// A tenant has asked for, or spent, as much as it may.
@@ -88,7 +87,7 @@ const MAX_TAKEN: usize = 100_000;
 impl Governor {
     /// Everything in service, nobody known.
     pub fn new(state: Arc<State>, log: Option<Arc<OutcomeLog>>, metrics: Arc<OutcomeMetrics>) -> Self {
-        Self { health: Health::new(Arc::clone(&metrics)), state, log, metrics, taken: Cache::new(MAX_TAKEN) }
+        Self { health: Health::new(Arc::clone(&metrics)), state, log, metrics, taken: Recent::new(MAX_TAKEN) }
     }
 
     /// Health of models and providers.

@@ -12,15 +12,16 @@ use super::account::{BadAnswer, Budget, Nanos, Rate, Session, nanos};
 use super::pending::{Booking, Outline, Pending, spent};
 use crate::domain::{OutcomeReport, Priority};
 use crate::policy::{KeyDigest, Unreported};
+use crate::recent::Recent;
 
 /// Memory of this process.
 #[derive(Debug)]
 pub(super) struct Ledger {
     accounts: Mutex<HashMap<String, Account>>,
-    sessions: Cache<String, (Session, u64)>,
-    bad: Cache<String, (BadAnswer, u64)>,
+    sessions: Recent<String, (Session, u64)>,
+    bad: Recent<String, (BadAnswer, u64)>,
     /// By the digest of the decision's id: ids of somebody else's making may be long.
-    pending: Cache<KeyDigest, Pending>,
+    pending: Recent<KeyDigest, Pending>,
     outlines: Cache<Arc<Outline>, Arc<Outline>>,
 }
 
@@ -63,9 +64,9 @@ impl Ledger {
     pub(super) fn new() -> Self {
         Self {
             accounts: Mutex::default(),
-            sessions: Cache::new(MAX_SESSIONS),
-            bad: Cache::new(MAX_SESSIONS),
-            pending: Cache::new(MAX_PENDING),
+            sessions: Recent::new(MAX_SESSIONS),
+            bad: Recent::new(MAX_SESSIONS),
+            pending: Recent::new(MAX_PENDING),
             outlines: Cache::new(MAX_OUTLINES),
         }
     }
@@ -146,7 +147,7 @@ impl Ledger {
         let pending = self.pending.get(&key)?;
         if let Some((window_ms, _)) = pending.budget {
             let settled = Pending { reserved: 0, ..pending.clone() };
-            self.pending.insert(key, settled);
+            self.pending.update(key, settled);
             let account = entry(&mut accounts, &pending.outline.account);
             let actual = spent(report).map_or(pending.reserved, nanos);
             let change = actual - pending.reserved;
@@ -162,7 +163,7 @@ impl Ledger {
     pub(super) fn settled(&self, decision_id: &str) {
         let key = KeyDigest::of(decision_id);
         if let Some(pending) = self.pending.get(&key).filter(|pending| pending.reserved > 0) {
-            self.pending.insert(key, Pending { reserved: 0, ..pending });
+            self.pending.update(key, Pending { reserved: 0, ..pending });
         }
     }
 
@@ -226,7 +227,7 @@ impl Ledger {
                 if pending.window == account.window {
                     account.booked -= pending.reserved;
                 }
-                self.pending.insert(key, Pending { reserved: 0, ..pending });
+                self.pending.update(key, Pending { reserved: 0, ..pending });
             }
         }
     }

@@ -112,6 +112,22 @@ async fn what_decisions_have_in_common_is_kept_once() {
     assert_eq!((kept("one").await.tier, kept("three").await.tier), (Tier::Medium, Tier::Simple));
 }
 
+#[tokio::test]
+async fn a_full_memory_of_decisions_forgets_the_oldest() {
+    let (state, ids) = (State::local(), (0..230_000).map(|i| format!("decision-{i}")).collect::<Vec<_>>());
+    for id in &ids {
+        state.book(booking(id, None, 0.1), 0).await;
+    }
+    let mut forgotten = 0;
+    for older in &ids[..10_000] {
+        forgotten += usize::from(state.look_up(older).await.is_none());
+    }
+    assert!(forgotten > 9_000, "only {forgotten} are forgotten");
+    for newer in ids[60_000..].iter().step_by(1_000) {
+        assert!(state.look_up(newer).await.is_some(), "{newer} is forgotten");
+    }
+}
+
 #[test]
 fn decisions_that_older_servers_shared_are_read() {
     let text = r#"{"account": "acme", "selected": "a", "beside": ["b2"], "fallbacks": ["b"], "escalation": "c",

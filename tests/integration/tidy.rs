@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 
 /// The one-way order: a module uses only modules of a lower rank, so those of one rank do not know each other.
-const RANKS: [(&str, u8); 24] = [
+const RANKS: [(&str, u8); 25] = [
     // Vocabulary. No I/O.
     ("domain", 0),
+    ("recent", 0),
     ("telemetry", 1),
     ("config", 1),
     ("access", 1),

@@ -29,8 +29,9 @@ struct Plan {
     swap_every: Duration,
     /// Another version of the model; `None`: never.
     reload_every: Option<Duration>,
-    /// What is kept of decisions until their outcome is bounded at 200,000 of them. So many are made first that a
-    /// slope of the memory after it means a leak.
+    /// What is kept of decisions until their outcome is bounded at 200,000 of them, and what is kept of outcomes at
+    /// half as many. So many decisions are made first, and outcomes of half of them told, that a slope of the memory
+    /// after it means a leak.
     fill: usize,
 }
 
@@ -218,14 +219,17 @@ async fn report(
     decision: &proto::Decision,
     failure: proto::FailureKind,
 ) -> Result<(), Status> {
-    let request = proto::ReportOutcomeRequest {
+    router.report_outcome(outcome(decision, failure)).await.map(drop)
+}
+
+fn outcome(decision: &proto::Decision, failure: proto::FailureKind) -> proto::ReportOutcomeRequest {
+    proto::ReportOutcomeRequest {
         decision_id: decision.decision_id.clone(),
         model: decision.selected.as_ref().unwrap().model.clone(),
         observed: Some(proto::Observed { failure: failure.into(), ..Default::default() }),
         latency_ms: 700,
         ..Default::default()
-    };
-    router.report_outcome(request).await.map(drop)
+    }
 }
 
 fn replace(path: &Path, text: &str) {
@@ -236,9 +240,19 @@ fn replace(path: &Path, text: &str) {
 
 async fn fill(address: SocketAddr, n: usize) {
     let mut router = RouterClient::new(channel(address).await);
-    for _ in 0..n.div_ceil(256) {
+    for i in 0..n.div_ceil(256) {
         let requests = vec![ask("How deep is well number 1?"); 256];
-        router.route_batch(proto::RouteBatchRequest { requests }).await.unwrap();
+        let results = router.route_batch(proto::RouteBatchRequest { requests }).await.unwrap().into_inner().results;
+        if i % 2 == 0 {
+            let decisions = results.into_iter().map(|result| match result.result {
+                Some(proto::route_result::Result::Decision(decision)) => decision,
+                other => panic!("no decision: {other:?}"),
+            });
+            let told: Vec<_> = decisions.map(|it| outcome(&it, proto::FailureKind::Unspecified)).collect();
+            let n_told = told.len() as u64;
+            let taken = router.report_outcomes(tokio_stream::iter(told)).await.unwrap().into_inner().accepted;
+            assert_eq!(taken, n_told);
+        }
     }
 }
 
