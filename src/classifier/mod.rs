@@ -193,11 +193,9 @@ impl Classifier {
         &self.manifest.tier_control
     }
 
-    /// How tier probabilities were calibrated: on tiers, or on answers, where outcomes have moved them since; empty: not
-    /// at all.
+    /// How tier probabilities were calibrated; empty: not at all.
     pub fn tier_calibrator(&self) -> &str {
-        let figures = ["tier", "success"].into_iter().find_map(|head| self.manifest.calibration.get(head));
-        figures.map_or("", |figures| figures.method.as_str())
+        self.manifest.calibration.get("tier").map_or("", |figures| figures.method.as_str())
     }
 
     /// Word pieces, features and n-grams of a prepared text.

@@ -11,10 +11,8 @@ use serde::Serialize;
 use super::ModelArgs;
 use super::policy::{load, read_log};
 use crate::artifact::{Artifact, ClassifierManifest, default_roots};
-use crate::classifier::HEADS;
 use crate::decisions::{self, Lines, OUTCOMES};
 use crate::domain::OutcomeReport;
-use crate::heads::HeadWeights;
 use crate::offline::calibrate::{Calibration, answers, candidate, candidate_value, run as calibrate};
 use crate::offline::metrics::{Bootstrap, Estimate};
 use crate::offline::off_policy::PolicyValue;
@@ -135,8 +133,7 @@ fn recalibrate(
     if !found.better {
         return Ok(Some(Moved { found, log: None }));
     }
-    let tiers = HeadWeights::from_bytes(classifier.file(HEADS)?)?.tier_scale;
-    let seen = found.applied(log, sha256, tiers);
+    let seen = found.applied(log, sha256);
     found.write(&classifier, out, "pointsman calibrate, from outcomes")?;
     // Loaded as a server would, before anybody relies on it.
     let candidate = ModelArgs { model: out.display().to_string(), ..args.model.clone() };

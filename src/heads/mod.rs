@@ -1,4 +1,4 @@
-//! The learned heads: intent, difficulty and tier, out-of-scope; all calibrated.
+//! The learned heads: intent, difficulty, tier, out-of-scope; all calibrated.
 //!
 //! Input: a batch of embeddings `[rows, hidden]` f32, text features `[rows, features]` f32 and the hashed n-grams of
 //! each row. Output: one [`HeadOutput`] a row. The heads are small dense networks in plain `ndarray`; training them is
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, concatenate};
 
-pub use mlp::{Dense, Mlp};
+pub use mlp::{Dense, Mlp, ShapeError};
 pub use weights::{HeadWeights, WeightsError};
 
 use crate::domain::{Distribution, Probability};
@@ -28,7 +28,7 @@ pub struct Heads {
 pub struct HeadOutput {
     /// Probability of each intent.
     pub intent: Distribution,
-    /// Continuous difficulty.
+    /// Continuous difficulty: sigmoid of a latent number on the scale of models' abilities.
     pub difficulty: Probability,
     /// Distribution over tiers, cheapest first.
     pub tiers: [f32; 3],
@@ -36,10 +36,11 @@ pub struct HeadOutput {
     pub out_of_scope: Probability,
 }
 
-/// Difficulty on a latent scale, cut into tiers: an ordinal logistic model.
+/// Complexity on a latent scale, cut into tiers: an ordinal logistic model.
 ///
-/// `P(tier > k) = sigmoid(slope · (z - cut_k))` and `difficulty = sigmoid(z)`, where `z` is the head's output on the
-/// logit scale of item response theory. One number orders everything, so a harder query never gets a lower tier.
+/// `P(tier > k) = sigmoid(slope · (z - cut_k))`, where `z` is the head's output. One number orders the tiers, so a more
+/// complex query never gets a lower one. It is not the difficulty, which is learnt from what models fail at: people call
+/// complex what would be much work for them, and models fail at short questions about things that few know.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TierScale {
     /// Between simple and medium, and between medium and complex; ascending.
@@ -119,8 +120,8 @@ impl Heads {
             return Err(HeadsError::Labels { manifest: labels.len(), head: weights.intent.network.n_out() });
         }
         let given = hidden_size + n_features;
-        for head in [weights.intent.network.n_in(), weights.difficulty.n_in(), hidden_size + weights.feature_mean.len()]
-        {
+        let networks = [&weights.intent.network, &weights.difficulty, &weights.complexity];
+        for head in networks.map(Mlp::n_in).into_iter().chain([hidden_size + weights.feature_mean.len()]) {
             if head != given {
                 return Err(HeadsError::Inputs { head, given });
             }
@@ -148,15 +149,24 @@ impl Heads {
         let inputs = self.weights.inputs(embeddings, features);
         let intent_logits = self.weights.intent.logits(inputs.view(), ngrams);
         let difficulty = self.weights.difficulty.forward(inputs.view());
+        let complexity = self.weights.complexity.forward(inputs.view());
+        let latent = difficulty.outer_iter().zip(complexity.outer_iter());
         intent_logits
             .outer_iter()
-            .zip(difficulty.outer_iter())
+            .zip(latent)
             .zip(embeddings.outer_iter())
-            .map(|((logits, z), embedding)| self.output(logits, z[0], embedding))
+            .map(|((logits, (difficulty, complexity)), embedding)| {
+                self.output(logits, (difficulty[0], complexity[0]), embedding)
+            })
             .collect()
     }
 
-    fn output(&self, logits: ArrayView1<'_, f32>, z: f32, embedding: ArrayView1<'_, f32>) -> HeadOutput {
+    fn output(
+        &self,
+        logits: ArrayView1<'_, f32>,
+        (difficulty, complexity): (f32, f32),
+        embedding: ArrayView1<'_, f32>,
+    ) -> HeadOutput {
         let probabilities = softmax(logits, self.weights.intent_temperature);
         let signs = familiarity(&probabilities, logits, self.weights.centroids.view(), embedding);
         let n = self.labels.len() as f32;
@@ -168,8 +178,8 @@ impl Heads {
         HeadOutput {
             intent,
             // In f64, so that the latent difficulty can be had back from it.
-            difficulty: Probability::saturating(1.0 / (1.0 + (-f64::from(z)).exp())),
-            tiers: self.weights.tier_scale.probabilities(z),
+            difficulty: Probability::saturating(1.0 / (1.0 + (-f64::from(difficulty)).exp())),
+            tiers: self.weights.tier_scale.probabilities(complexity),
             out_of_scope: Probability::saturating(f64::from(self.weights.out_of_scope.probability(signs))),
         }
     }
@@ -190,6 +200,19 @@ impl IntentHead {
         logits
     }
 
+    /// One head that says the mean of what `members` say.
+    ///
+    /// # Errors
+    /// When there is none, or they differ in shape.
+    pub fn mean(members: &[Self]) -> Result<Self, ShapeError> {
+        let networks: Vec<Mlp> = members.iter().map(|member| member.network.clone()).collect();
+        let network = Mlp::mean(&networks)?;
+        let share = 1.0 / members.len() as f32;
+        let mut ngrams = Array2::zeros(members[0].ngrams.dim());
+        members.iter().for_each(|member| ngrams.scaled_add(share, &member.ngrams));
+        Ok(Self { network, ngrams })
+    }
+
     /// Makes every logit `logit · scale + bias` of its label, by changing the weights.
     pub fn rescale(&mut self, scale: &Array1<f32>, bias: &Array1<f32>) {
         self.network.rescale(scale, bias);
@@ -200,7 +223,7 @@ impl IntentHead {
 // === impl TierScale ===
 
 impl TierScale {
-    /// Distribution over the three tiers at latent difficulty `z`; finite and summing to 1 for any input.
+    /// Distribution over the three tiers at latent complexity `z`; finite and summing to 1 for any input.
     pub fn probabilities(&self, z: f32) -> [f32; 3] {
         let z = if z.is_finite() { z } else { 0.0 };
         let above = self.cuts.map(|cut| sigmoid(self.slope * (z - cut)));
@@ -290,7 +313,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tiers_are_a_distribution_and_ordered_by_difficulty(
+        fn tiers_are_a_distribution_and_ordered_by_complexity(
             low in -50.0_f32..50.0, more in 0.0_f32..50.0, cut in -5.0_f32..5.0, gap in 0.0_f32..5.0, slope in 0.1_f32..5.0,
         ) {
             let scale = TierScale { cuts: [cut, cut + gap], slope };

@@ -19,9 +19,11 @@ pub struct HeadWeights {
     pub intent: IntentHead,
     /// Divides the intent logits before the softmax.
     pub intent_temperature: f32,
-    /// `[hidden + features]` to one latent difficulty.
+    /// `[hidden + features]` to one latent difficulty: what language models fail at.
     pub difficulty: Mlp,
-    /// From latent difficulty to tiers.
+    /// `[hidden + features]` to one latent complexity: what people call hard.
+    pub complexity: Mlp,
+    /// From latent complexity to tiers.
     pub tier_scale: TierScale,
     /// L2-normalised mean embedding of each intent: `[labels, hidden]`.
     pub centroids: Array2<f32>,
@@ -91,6 +93,7 @@ impl HeadWeights {
             intent: IntentHead { network: network(&file, "intent")?, ngrams: array2(&file, "intent.ngrams")? },
             intent_temperature,
             difficulty: network(&file, "difficulty")?,
+            complexity: network(&file, "complexity")?,
             tier_scale: TierScale { cuts: [low, high], slope },
             centroids: array2(&file, "intent.centroids")?,
             out_of_scope: OutOfScope { weights: [w0, w1, w2], bias },
@@ -120,7 +123,9 @@ impl HeadWeights {
         for (name, matrix) in [("intent.centroids", &self.centroids), ("intent.ngrams", &self.intent.ngrams)] {
             add(name.into(), matrix.shape().to_vec(), &mut matrix.iter().copied());
         }
-        for (head, network) in [("intent", &self.intent.network), ("difficulty", &self.difficulty)] {
+        let networks =
+            [("intent", &self.intent.network), ("difficulty", &self.difficulty), ("complexity", &self.complexity)];
+        for (head, network) in networks {
             for (index, layer) in network.layers().iter().enumerate() {
                 let (weight, bias) = (&layer.weight, &layer.bias);
                 add(format!("{head}.{index}.weight"), weight.shape().to_vec(), &mut weight.iter().copied());
@@ -188,6 +193,7 @@ mod tests {
             intent: IntentHead { network: Mlp::new(vec![dense(2)]).unwrap(), ngrams: array![[0.5, -0.5], [0.25, 0.0]] },
             intent_temperature: 1.5,
             difficulty: Mlp::new(vec![dense(1)]).unwrap(),
+            complexity: Mlp::new(vec![Dense { weight: Array2::from_elem((3, 1), -0.25), bias: array![1.0] }]).unwrap(),
             tier_scale: TierScale { cuts: [-1.0, 1.0], slope: 2.0 },
             centroids: array![[1.0, 0.0], [0.0, 1.0]],
             out_of_scope: OutOfScope { weights: [1.0, 2.0, 3.0], bias: -1.0 },

@@ -2,9 +2,9 @@
 //!
 //! The map is a straight line through latent difficulties, fitted together with the models' abilities:
 //! P(a good answer) = sigmoid(ability - (mean + shift + scale * (z - mean))). Two numbers need few rows and cannot change
-//! which of two queries is harder. Tiers move with the difficulty that they are cut from. What all models have in common
-//! is laid to the queries, what a single one has to its ability: so a shift is believed only where two models or more,
-//! whose abilities the policy knows, agree on it.
+//! which of two queries is harder. Tiers, which are about what people call hard, stay as they are. What all models have in
+//! common is laid to the queries, what a single one has to its ability: so a shift is believed only where two models or
+//! more, whose abilities the policy knows, agree on it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::classifier::HEADS;
 use crate::decisions::{DecisionRecord, Lines, SignalsRecord};
 use crate::domain::Probability;
 use crate::encoder::CHANGES;
-use crate::heads::{HeadWeights, TierScale};
+use crate::heads::HeadWeights;
 
 /// An answer of a first attempt, in the order of time.
 #[derive(Clone, Debug, PartialEq)]
@@ -178,14 +178,13 @@ impl Recalibration {
         })
     }
 
-    /// The log as it would be with the line, where a decision was made by the classifier of `manifest_sha256` whose
-    /// tiers are cut by `scale`.
-    pub fn applied(&self, log: &Lines, manifest_sha256: &str, scale: TierScale) -> Lines {
+    /// The log as it would be with the line, where a decision was made by the classifier of `manifest_sha256`.
+    pub fn applied(&self, log: &Lines, manifest_sha256: &str) -> Lines {
         let records = log.records.iter().map(|record| match &record.signals {
             Some(signals) if is_of(log, record, manifest_sha256) => {
                 let z = self.line.at(latent(signals.difficulty));
-                let (difficulty, tiers) = (Probability::saturating(sigmoid(z)), scale.probabilities(z as f32));
-                let signals = Some(SignalsRecord { difficulty, tiers, ..signals.clone() });
+                let difficulty = Probability::saturating(sigmoid(z));
+                let signals = Some(SignalsRecord { difficulty, ..signals.clone() });
                 Arc::new(DecisionRecord { signals, ..(**record).clone() })
             }
             _ => Arc::clone(record),
@@ -195,8 +194,7 @@ impl Recalibration {
 
     /// Writes `classifier` with the line in its difficulty head to `out`.
     ///
-    /// What was measured of tiers on the rows it was trained with does not hold any more and is left out; what held-out
-    /// outcomes say of P(success) stands in its place.
+    /// What held-out outcomes say of P(success) goes into its manifest.
     ///
     /// # Errors
     /// When the classifier's files cannot be used, or nothing can be written there.
@@ -214,7 +212,6 @@ impl Recalibration {
         }
         manifest.version = format!("{}+outcomes", manifest.version);
         manifest.training.command = format!("{}; {command}", manifest.training.command);
-        manifest.calibration.remove("tier");
         manifest.calibration.insert("success".to_owned(), self.after.figures(self.held_out));
         // Kept anew when it is sealed.
         manifest.trial.clear();

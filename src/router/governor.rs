@@ -236,13 +236,13 @@ impl Governor {
             beside: beside.map(|candidate| Arc::clone(&candidate.model)).collect(),
             fallbacks: fallbacks.iter().map(|fallback| Arc::clone(&fallback.candidate.model)).collect(),
             escalation: escalation.map(|escalation| Arc::clone(&escalation.next.model)),
-            threshold: escalation.map(|escalation| escalation.score_threshold.value()),
             attempt,
             tier,
         });
         let pending = Pending {
             outline,
             at_ms: begun.now_ms,
+            threshold: escalation.map(|escalation| escalation.score_threshold.value()),
             session: begun.session.as_ref().map(|(key, _)| Box::new((key.clone(), raise_s.unwrap_or_default()))),
             budget: begun.budget.map(|budget| (budget.window_ms(), budget.unreported)),
             reserved: nanos(cost),
@@ -308,7 +308,7 @@ impl Governor {
         let behind = Behind { account, attempt, counted, age: age(&report, known) };
         let in_policy = self.health.observe(policy, &report, behind, Instant::now());
         if in_policy {
-            self.metrics.record_outcome(&report, attempt, known.and_then(|known| known.outline.threshold));
+            self.metrics.record_outcome(&report, attempt, known.and_then(|known| known.threshold));
         }
         if let Some(log) = &self.log {
             log.record(report);

@@ -1,6 +1,5 @@
 //! A decision of which the outcome is awaited.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +16,9 @@ pub struct Pending {
     pub outline: Arc<Outline>,
     /// When it was made, Unix milliseconds.
     pub at_ms: u64,
+    /// The score below which an answer does not do. It follows from the query's difficulty, so that hardly two decisions
+    /// have the same.
+    pub threshold: Option<f64>,
     /// The session it is of and how long, in seconds, a bad answer counts there.
     pub session: Option<Box<(String, u32)>>,
     /// Length of the budget's window in milliseconds and what becomes of the estimate; `None`: no budget.
@@ -28,7 +30,7 @@ pub struct Pending {
 }
 
 /// What few decisions are alone with.
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Outline {
     /// Whose traffic it is: a tenant of the policy, or nothing.
     pub account: Arc<str>,
@@ -43,8 +45,6 @@ pub struct Outline {
     pub fallbacks: Vec<Arc<str>>,
     /// The model to escalate to.
     pub escalation: Option<Arc<str>>,
-    /// The score below which an answer does not do; a number.
-    pub threshold: Option<f64>,
     /// Why the selected model is called.
     pub attempt: Attempt,
     /// The tier it is for.
@@ -64,19 +64,6 @@ pub struct Booking<'a> {
     pub session: Option<(super::Session, u32)>,
 }
 
-// === impl Outline ===
-
-/// A threshold is a number, which equals itself.
-impl Eq for Outline {}
-
-impl Hash for Outline {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        // Not the threshold: what is equal may have other bits.
-        let Self { account, tenant, selected, beside, fallbacks, escalation, threshold: _, attempt, tier } = self;
-        (account, tenant, selected, beside, fallbacks, escalation, attempt, tier).hash(state);
-    }
-}
-
 // === impl Pending ===
 
 impl Pending {
@@ -94,7 +81,7 @@ impl Pending {
 
     /// Whether an answer was not good enough, as far as is known.
     pub fn is_bad(&self, report: &OutcomeReport) -> bool {
-        let low = report.score.zip(self.outline.threshold).is_some_and(|(score, threshold)| score < threshold);
+        let low = report.score.zip(self.threshold).is_some_and(|(score, threshold)| score < threshold);
         low || report.failure.is_some_and(|failure| !failure.is_unavailability())
     }
 }

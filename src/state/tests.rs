@@ -24,6 +24,7 @@ fn booking(decision_id: &str, budget: Option<Budget>, cost_usd: f64) -> Booking<
         pending: Pending {
             outline: Arc::new(outline()),
             at_ms: 0,
+            threshold: Some(0.6),
             session: Some(Box::new(("s".to_owned(), 60))),
             budget: budget.map(|budget| (HOUR_MS, budget.unreported)),
             reserved: nanos(cost_usd),
@@ -42,7 +43,6 @@ fn outline() -> Outline {
         beside: vec!["b2".into()],
         fallbacks: vec!["b".into()],
         escalation: Some("c".into()),
-        threshold: Some(0.6),
         attempt: Attempt::First,
         tier: Tier::Medium,
     }
@@ -104,11 +104,16 @@ async fn what_decisions_have_in_common_is_kept_once() {
     for id in ["one", "two"] {
         state.book(booking(id, None, 0.1), 0).await;
     }
+    // A threshold follows from each query's own difficulty.
+    let mut harder = booking("harder", None, 0.1);
+    harder.pending.threshold = Some(0.7);
+    state.book(harder, 0).await;
     let mut other = booking("three", None, 0.1);
     other.pending.outline = Arc::new(Outline { tier: Tier::Simple, ..outline() });
     state.book(other, 0).await;
     let kept = async |id| state.look_up(id).await.unwrap().outline;
     assert!(Arc::ptr_eq(&kept("one").await, &kept("two").await));
+    assert!(Arc::ptr_eq(&kept("one").await, &kept("harder").await));
     assert_eq!((kept("one").await.tier, kept("three").await.tier), (Tier::Medium, Tier::Simple));
 }
 
@@ -136,7 +141,7 @@ fn decisions_that_older_servers_shared_are_read() {
     let read: Pending = serde_json::from_str(text).unwrap();
     let outline = Arc::new(Outline { tenant: "".into(), ..outline() });
     let (session, budget) = (Some(Box::new(("s".to_owned(), 60))), Some((HOUR_MS, Unreported::Charge)));
-    assert_eq!(read, Pending { outline, at_ms: 7, session, budget, reserved: 5, window: 2 });
+    assert_eq!(read, Pending { outline, at_ms: 7, threshold: Some(0.6), session, budget, reserved: 5, window: 2 });
     assert_eq!(serde_json::from_str::<Pending>(&serde_json::to_string(&read).unwrap()).unwrap(), read);
 }
 

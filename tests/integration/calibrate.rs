@@ -108,14 +108,14 @@ async fn outcomes_become_a_classifier_that_serves_where_it_is_better() {
     assert!((after - truth(before)).abs() < 0.2 * (1.0 + (before - mean).abs()), "{before} became {after}");
     let classifier = served.classifier.unwrap();
     assert!(classifier.version.ends_with("+outcomes"), "{classifier:?}");
-    assert_eq!(served.confidence.unwrap().calibrator, "logistic on outcomes");
+    assert_eq!(served.confidence.unwrap().calibrator, "ordinal logistic");
     let info = service.info().await.get_info(proto::GetInfoRequest {}).await.unwrap().into_inner();
     let heads: Vec<String> = info.calibrations.into_iter().map(|calibration| calibration.head).collect();
-    assert_eq!(heads, ["intent", "success"]);
+    assert_eq!(heads, ["intent", "success", "tier"]);
     service.join();
     // The candidate's trial was kept anew: its manifest is sealed.
     let manifest = std::fs::read_to_string(Path::new(&model).join("manifest.toml")).unwrap();
-    assert!(manifest.contains("[[trial]]") && !manifest.contains("[calibration.tier]"));
+    assert!(manifest.contains("[[trial]]") && manifest.contains("[calibration.success]"));
 
     // Neither is overwritten, nor judged by what another one decided.
     let (code, _, error) = calibrate(&outcomes(&decided, truth), &["--model-output", &model]);

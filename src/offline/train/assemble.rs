@@ -63,7 +63,12 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
     let (intent, intent_figures) = fit_intent(options, &corpus, &targets, &inputs, &mut report)?;
     progress("fitting difficulty", 0, 0);
     let difficulty = match base {
-        Some(base) => DifficultyHead { network: base.difficulty, scale: base.tier_scale, figures: None },
+        Some(base) => DifficultyHead {
+            difficulty: base.difficulty,
+            complexity: base.complexity,
+            scale: base.tier_scale,
+            figures: None,
+        },
         None => fit_difficulty(options, &corpus, &inputs, &abilities, &mut report)?,
     };
     let logits = intent.logits(inputs.view(), &corpus.ngrams(0..corpus.rows.len()));
@@ -75,7 +80,8 @@ pub fn train(options: &TrainOptions, progress: &dyn Fn(&str, usize, usize)) -> R
         intent,
         // The calibrator is part of the head.
         intent_temperature: 1.0,
-        difficulty: difficulty.network,
+        difficulty: difficulty.difficulty,
+        complexity: difficulty.complexity,
         tier_scale: difficulty.scale,
         centroids,
         out_of_scope,

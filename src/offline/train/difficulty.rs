@@ -1,4 +1,7 @@
-//! The difficulty head: fitted on answers and judged tiers together, calibrated, measured.
+//! The difficulty and complexity heads: fitted on models' answers and on judged tiers, calibrated, measured.
+//!
+//! They are two numbers because they are two things. With one for both, difficulty ordered the failures on sources that
+//! were left out of training no better than by chance, or worse (models/README.md).
 
 use std::collections::BTreeMap;
 
@@ -8,7 +11,7 @@ use super::corpus::{Corpus, argmax};
 use super::figures::{Prediction, calibration_figures};
 use super::intent::share;
 use super::objective::DifficultyData;
-use super::recipe::Recipe;
+use super::recipe::{HeadRecipe, Recipe};
 use super::{TrainError, TrainOptions, TrainReport, calibrate, fit, irt};
 use crate::artifact::CalibrationFigures;
 use crate::domain::Tier;
@@ -22,9 +25,10 @@ use crate::offline::metrics::{
 };
 use crate::offline::split::Split;
 
-/// A fitted difficulty head, or one taken over from the base classifier.
+/// Fitted difficulty and complexity heads, or those taken over from the base classifier.
 pub(super) struct DifficultyHead {
-    pub(super) network: Mlp,
+    pub(super) difficulty: Mlp,
+    pub(super) complexity: Mlp,
     pub(super) scale: TierScale,
     pub(super) figures: Option<CalibrationFigures>,
 }
@@ -35,7 +39,7 @@ pub(super) fn ability_scale(corpus: &Corpus) -> irt::Scale {
     irt::fit(&rows.iter().map(|row| &corpus.rows[*row]).collect::<Vec<_>>())
 }
 
-/// Fits and calibrates the difficulty head, and measures it on the test split.
+/// Fits and calibrates the difficulty and complexity heads, and measures them on the test split.
 pub(super) fn fit_difficulty(
     options: &TrainOptions,
     corpus: &Corpus,
@@ -44,34 +48,46 @@ pub(super) fn fit_difficulty(
     report: &mut TrainReport,
 ) -> Result<DifficultyHead, TrainError> {
     let recipe = &options.recipe;
-    let fit = |keep: &dyn Fn(usize) -> bool| -> Result<(Mlp, TierScale), TrainError> {
+    let judged = |row: usize| corpus.rows[row].tier.is_some();
+    let fit_latent = |explains, head: &HeadRecipe, keep: &dyn Fn(usize) -> bool| -> Result<_, TrainError> {
         let data = |split| {
-            let rows = corpus.indices(split, |row| corpus.informs(row) && keep(row));
+            let rows = corpus.indices(split, keep);
             (inputs.select(Axis(0), &rows), difficulty_data(recipe, corpus, &scale.abilities, &rows))
         };
         let (train, calibration) = (data(Split::Train), data(Split::Calibration));
-        let (network, mut tier_scale) = fit::fit_difficulty(
-            (&train.0, &train.1),
-            (&calibration.0, &calibration.1),
-            &recipe.difficulty,
-            recipe.seed,
-            &options.device,
-        )?;
-        let rows = corpus.indices(Split::Calibration, |row| corpus.rows[row].tier.is_some() && keep(row));
-        if !rows.is_empty() {
-            let z = latent_difficulty(&network, inputs, &rows);
-            tier_scale = calibrate::fit_tier_scale(&z, &true_tiers(corpus, &rows), tier_scale);
-        }
-        Ok((network, tier_scale))
+        let (train, calibration) = ((&train.0, &train.1), (&calibration.0, &calibration.1));
+        Ok(fit::fit_latent(train, calibration, explains, head, recipe.seed, &options.device)?)
     };
-    let (network, tier_scale) = fit(&|_| true)?;
-    let judged = corpus.indices(Split::Calibration, |row| corpus.rows[row].tier.is_some());
+    let fit = |keep: &dyn Fn(usize) -> bool| -> Result<(Mlp, TierScale), TrainError> {
+        let tiers = fit::Explains { answers: 0.0, tiers: 1.0 };
+        let (network, tier_scale) = fit_latent(tiers, &recipe.complexity, &|row| judged(row) && keep(row))?;
+        let rows = corpus.indices(Split::Calibration, |row| judged(row) && keep(row));
+        if rows.is_empty() {
+            return Ok((network, tier_scale));
+        }
+        let z = latent(&network, inputs, &rows);
+        Ok((network, calibrate::fit_tier_scale(&z, &true_tiers(corpus, &rows), tier_scale)))
+    };
+    let has_answers = corpus.rows.iter().any(|row| !row.outcomes.is_empty());
+    let has_tiers = !corpus.indices(Split::Train, judged).is_empty();
+    // Where there is one of the two only, it has to do for both.
+    let answers = fit::Explains { answers: 1.0, tiers: recipe.difficulty.tier_weight };
+    let difficulty = has_answers.then(|| fit_latent(answers, &recipe.difficulty, &|row| corpus.informs(row)));
+    let complexity = has_tiers.then(|| fit(&|_| true));
+    let (difficulty, (network, tier_scale)) = match (difficulty.transpose()?, complexity.transpose()?) {
+        (Some((difficulty, _)), Some(complexity)) => (difficulty, complexity),
+        (Some(both), None) | (None, Some(both)) => (both.0.clone(), both),
+        (None, None) => {
+            return Err(TrainError::Unusable("too few rows: no training row has answers or a tier".into()));
+        }
+    };
+    let judged = corpus.indices(Split::Calibration, judged);
     let mut by_source: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for row in judged {
         by_source.entry(corpus.rows[row].source()).or_default().push(row);
     }
     let groups: Vec<_> =
-        by_source.values().map(|rows| (latent_difficulty(&network, inputs, rows), true_tiers(corpus, rows))).collect();
+        by_source.values().map(|rows| (latent(&network, inputs, rows), true_tiers(corpus, rows))).collect();
     report.tier_control = calibrate::fit_tier_control(tier_scale, &groups);
     // A tuned encoder has seen all rows; and a run that leaves something out is about that.
     let fair = recipe.encoder.tune == Tuning::Frozen && options.tuned_as.is_none() && recipe.leave_out.is_empty();
@@ -82,9 +98,9 @@ pub(super) fn fit_difficulty(
     let figures = calibration_figures("ordinal logistic", &predictions);
     let right: Vec<bool> = predictions.iter().map(|prediction| prediction.top().1).collect();
     report.tier_accuracy = (!right.is_empty()).then(|| share(&right).0);
-    report.difficulty_auroc = difficulty_auroc(corpus, &network, inputs);
+    report.difficulty_auroc = difficulty_auroc(corpus, &difficulty, inputs);
     report.abilities.clone_from(&scale.measured);
-    Ok(DifficultyHead { network, scale: tier_scale, figures })
+    Ok(DifficultyHead { difficulty, complexity: network, scale: tier_scale, figures })
 }
 
 /// Calibration error of the tier when every judged row is predicted by heads that never saw it, and how many rows.
@@ -118,7 +134,7 @@ fn tier_predictions(
     inputs: &Array2<f32>,
     rows: &[usize],
 ) -> Vec<Prediction<'static>> {
-    let truths = latent_difficulty(network, inputs, rows).into_iter().zip(true_tiers(corpus, rows));
+    let truths = latent(network, inputs, rows).into_iter().zip(true_tiers(corpus, rows));
     truths
         .zip(rows)
         .map(|((z, truth), row)| {
@@ -129,7 +145,7 @@ fn tier_predictions(
         .collect()
 }
 
-fn latent_difficulty(network: &Mlp, inputs: &Array2<f32>, rows: &[usize]) -> Vec<f32> {
+fn latent(network: &Mlp, inputs: &Array2<f32>, rows: &[usize]) -> Vec<f32> {
     network.forward(inputs.select(Axis(0), rows).view()).column(0).to_vec()
 }
 

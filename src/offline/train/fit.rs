@@ -1,9 +1,10 @@
 //! Fitting the heads on embeddings that are known: minibatches, `AdamW`, early stopping on the calibration split.
 
 use candle_core::{Device, Result, Tensor, Var};
-use ndarray::Array2;
+use ndarray::{Array2, array};
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
+use rayon::prelude::*;
 
 use super::network::{Dropout, matrix, to_array};
 use super::objective::{
@@ -16,6 +17,8 @@ use crate::heads::{IntentHead, Mlp, TierScale};
 
 /// Passes without improvement before training stops.
 const PATIENCE: usize = 5;
+/// Between the seeds of a head's members: runs with neighbouring seeds have no member in common.
+const SEED_STRIDE: u64 = 1_000_003;
 
 /// Fits the intent head on rows whose dense inputs, `[rows, hidden + features]`, stand beside their data.
 ///
@@ -30,51 +33,89 @@ pub fn fit_intent(
     device: &Device,
 ) -> Result<IntentHead> {
     let n_labels = train.1.targets.ncols();
-    let model = IntentModel::new(train.0.ncols(), n_labels, recipe, seed, device)?;
-    let parameters = model.parameters();
-    let problem = IntentProblem {
-        inputs: matrix(train.0, device)?,
-        data: IntentTensors::new(train.1, device)?,
-        ngrams: &train.1.ngrams,
-        kin: &train.1.kin,
-        held_out_inputs: matrix(held_out.0, device)?,
-        held_out: IntentTensors::new(held_out.1, device)?,
-        held_out_ngrams: &held_out.1.ngrams,
-        recipe,
-        model,
-        table: NgramTable::new(n_buckets, n_labels),
-        best_table: Array2::zeros((n_buckets, n_labels)),
-    };
-    let problem = run(problem, parameters, &train.1.kin, recipe, seed)?;
-    Ok(IntentHead { network: problem.model.to_mlp()?, ngrams: problem.best_table })
+    let (inputs, data) = (matrix(train.0, device)?, IntentTensors::new(train.1, device)?);
+    let (held_out_inputs, held_out_data) = (matrix(held_out.0, device)?, IntentTensors::new(held_out.1, device)?);
+    let members = members(recipe, seed, |seed| {
+        let model = IntentModel::new(train.0.ncols(), n_labels, recipe, seed, device)?;
+        let parameters = model.parameters();
+        let problem = IntentProblem {
+            inputs: &inputs,
+            data: &data,
+            ngrams: &train.1.ngrams,
+            kin: &train.1.kin,
+            held_out_inputs: &held_out_inputs,
+            held_out: &held_out_data,
+            held_out_ngrams: &held_out.1.ngrams,
+            recipe,
+            model,
+            table: NgramTable::new(n_buckets, n_labels),
+            best_table: Array2::zeros((n_buckets, n_labels)),
+        };
+        let problem = run(problem, parameters, &train.1.kin, recipe, seed)?;
+        Ok(IntentHead { network: problem.model.to_mlp()?, ngrams: problem.best_table })
+    })?;
+    IntentHead::mean(&members).map_err(candle_core::Error::wrap)
 }
 
-/// Fits the difficulty head and the tier scale together, on inputs as for [`fit_intent`].
-///
-/// The network is told how each model did (through the fitted abilities) and how people judged the tier; both pull on
-/// one latent difficulty.
+/// What a latent number is to explain, and how much each counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Explains {
+    /// How each model did, through the fitted abilities.
+    pub answers: f64,
+    /// How people judged the tier.
+    pub tiers: f64,
+}
+
+/// Fits a network to one latent number, difficulty or complexity, and a tier scale with it, on inputs as for
+/// [`fit_intent`].
 ///
 /// # Errors
 /// When a tensor operation fails.
-pub fn fit_difficulty(
+pub fn fit_latent(
     train: (&Array2<f32>, &DifficultyData),
     held_out: (&Array2<f32>, &DifficultyData),
+    explains: Explains,
     recipe: &HeadRecipe,
     seed: u64,
     device: &Device,
 ) -> Result<(Mlp, TierScale)> {
-    let model = DifficultyModel::new(train.0.ncols(), recipe, seed, device)?;
-    let parameters = model.parameters();
-    let problem = DifficultyProblem {
-        inputs: matrix(train.0, device)?,
-        kin: &train.1.kin,
-        data: DifficultyTensors::new(train.1, device)?,
-        held_out_inputs: matrix(held_out.0, device)?,
-        held_out: DifficultyTensors::new(held_out.1, device)?,
-        recipe,
-        model,
-    };
-    run(problem, parameters, &train.1.kin, recipe, seed)?.model.to_head()
+    let (inputs, data) = (matrix(train.0, device)?, DifficultyTensors::new(train.1, device)?);
+    let (held_out_inputs, held_out) = (matrix(held_out.0, device)?, DifficultyTensors::new(held_out.1, device)?);
+    let members = members(recipe, seed, |seed| {
+        let model = DifficultyModel::new(train.0.ncols(), recipe, seed, device)?;
+        let parameters = model.parameters();
+        let problem = LatentProblem {
+            explains,
+            inputs: &inputs,
+            kin: &train.1.kin,
+            data: &data,
+            held_out_inputs: &held_out_inputs,
+            held_out: &held_out,
+            recipe,
+            model,
+        };
+        let (mut network, scale) = run(problem, parameters, &train.1.kin, recipe, seed)?.model.to_head()?;
+        if explains.answers > 0.0 {
+            return Ok((network, scale));
+        }
+        // Only abilities tie the latent number to a scale. Without them each member has one of its own.
+        let [low, high] = scale.cuts;
+        network.rescale(&array![scale.slope], &array![-scale.slope * low]);
+        Ok((network, TierScale { cuts: [0.0, scale.slope * (high - low)], slope: 1.0 }))
+    })?;
+    let (networks, scales): (Vec<Mlp>, Vec<TierScale>) = members.into_iter().unzip();
+    let mean = |of: fn(&TierScale) -> f32| scales.iter().map(of).sum::<f32>() / scales.len() as f32;
+    let cuts = [mean(|scale| scale.cuts[0]), mean(|scale| scale.cuts[1])];
+    let scale = TierScale { cuts, slope: mean(|scale| scale.slope) };
+    Ok((Mlp::mean(&networks).map_err(candle_core::Error::wrap)?, scale))
+}
+
+/// Heads from as many starts as the recipe asks for, at the same time as far as there are cores.
+fn members<T: Send>(recipe: &HeadRecipe, seed: u64, fit: impl Fn(u64) -> Result<T> + Sync) -> Result<Vec<T>> {
+    (0..recipe.members.max(1) as u64)
+        .into_par_iter()
+        .map(|member| fit(seed.wrapping_add(member * SEED_STRIDE)))
+        .collect()
 }
 
 /// A head, its rows and its loss.
@@ -87,12 +128,12 @@ trait Problem {
 }
 
 struct IntentProblem<'a> {
-    inputs: Tensor,
-    data: IntentTensors,
+    inputs: &'a Tensor,
+    data: &'a IntentTensors,
     ngrams: &'a [Vec<u32>],
     kin: &'a [usize],
-    held_out_inputs: Tensor,
-    held_out: IntentTensors,
+    held_out_inputs: &'a Tensor,
+    held_out: &'a IntentTensors,
     held_out_ngrams: &'a [Vec<u32>],
     recipe: &'a HeadRecipe,
     model: IntentModel,
@@ -100,12 +141,13 @@ struct IntentProblem<'a> {
     best_table: Array2<f32>,
 }
 
-struct DifficultyProblem<'a> {
-    inputs: Tensor,
+struct LatentProblem<'a> {
+    explains: Explains,
+    inputs: &'a Tensor,
     kin: &'a [usize],
-    data: DifficultyTensors,
-    held_out_inputs: Tensor,
-    held_out: DifficultyTensors,
+    data: &'a DifficultyTensors,
+    held_out_inputs: &'a Tensor,
+    held_out: &'a DifficultyTensors,
     recipe: &'a HeadRecipe,
     model: DifficultyModel,
 }
@@ -136,8 +178,7 @@ impl Problem for IntentProblem<'_> {
     fn held_out_loss(&self) -> Result<f64> {
         let lookup = self.table.look_up(self.held_out_ngrams.iter().map(Vec::as_slice), &mut Dropout::none());
         let added = matrix(&lookup.sums, self.inputs.device())?;
-        let inputs = &self.held_out_inputs;
-        let logits = (self.model.logits(inputs, &mut Dropout::none())? + added)?;
+        let logits = (self.model.logits(self.held_out_inputs, &mut Dropout::none())? + added)?;
         Ok(f64::from(self.held_out.losses(&logits, None)?.mean()?.to_scalar::<f32>()?))
     }
 
@@ -146,19 +187,19 @@ impl Problem for IntentProblem<'_> {
     }
 }
 
-impl DifficultyProblem<'_> {
+impl LatentProblem<'_> {
     fn loss(&self, data: &DifficultyTensors, z: &Tensor, rows: Option<&Tensor>) -> Result<Tensor> {
         let [answers, tiers] = self.model.losses(data, z, rows)?;
-        answers.mean()? + (tiers.mean()? * self.recipe.tier_weight)?
+        (answers.mean()? * self.explains.answers)? + (tiers.mean()? * self.explains.tiers)?
     }
 }
 
-impl Problem for DifficultyProblem<'_> {
+impl Problem for LatentProblem<'_> {
     fn step(&mut self, rows: &[u32], factor: f64, dropout: &mut Dropout, optimizer: &mut AdamW) -> Result<()> {
         let kinship = kinship(self.kin, rows, self.inputs.device())?;
         let rows = Tensor::new(rows, self.inputs.device())?;
         let z = self.model.latent(&self.inputs.index_select(&rows, 0)?, dropout)?;
-        let mut loss = self.loss(&self.data, &z, Some(&rows))?;
+        let mut loss = self.loss(self.data, &z, Some(&rows))?;
         if let Some(kinship) = kinship {
             loss = (loss + (kinship.of_numbers(&z)? * self.recipe.agreement)?)?;
         }
@@ -166,8 +207,8 @@ impl Problem for DifficultyProblem<'_> {
     }
 
     fn held_out_loss(&self) -> Result<f64> {
-        let z = self.model.latent(&self.held_out_inputs, &mut Dropout::none())?;
-        let loss = self.loss(&self.held_out, &z, None)?;
+        let z = self.model.latent(self.held_out_inputs, &mut Dropout::none())?;
+        let loss = self.loss(self.held_out, &z, None)?;
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
 }

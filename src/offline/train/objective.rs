@@ -58,7 +58,7 @@ pub(super) struct IntentModel {
     network: Network,
 }
 
-/// The parameters of the difficulty head and of the tier scale under training.
+/// The parameters of a latent number, difficulty or complexity, and of the tier scale under training.
 pub(super) struct DifficultyModel {
     network: Network,
     /// First cut, log of the gap to the second, log of the slope.

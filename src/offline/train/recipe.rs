@@ -42,6 +42,8 @@ pub struct Recipe {
     pub intent: HeadRecipe,
     /// The difficulty head.
     pub difficulty: HeadRecipe,
+    /// The complexity head, which tiers are cut from.
+    pub complexity: HeadRecipe,
 }
 
 /// Which field of a row is the label.
@@ -152,10 +154,13 @@ pub struct HeadRecipe {
     pub ngram_learning_rate: f64,
     /// Weight decay of the n-grams that a step looks up.
     pub ngram_weight_decay: f64,
-    /// Weight of the judged tiers beside the models' answers, of difficulty alone.
+    /// Weight of the judged tiers beside the models' answers, of difficulty alone: they say what is easy where no model was
+    /// ever tested.
     pub tier_weight: f64,
     /// Weight of what pulls a row and its changed copies to one verdict.
     pub agreement: f64,
+    /// Heads that are fitted from different starts; what is served is their mean.
+    pub members: usize,
 }
 
 fn one() -> f32 {
@@ -184,6 +189,7 @@ impl Default for Recipe {
             encoder: EncoderRecipe::default(),
             intent: HeadRecipe::default(),
             difficulty: HeadRecipe { hidden: 0, ..HeadRecipe::default() },
+            complexity: HeadRecipe { hidden: 0, ..HeadRecipe::default() },
         }
     }
 }
@@ -223,8 +229,9 @@ impl Default for HeadRecipe {
             batch: 256,
             ngram_learning_rate: 0.05,
             ngram_weight_decay: 0.001,
-            tier_weight: 1.0,
+            tier_weight: 0.05,
             agreement: 0.0,
+            members: 1,
         }
     }
 }
