@@ -18,6 +18,7 @@ mod history;
 mod operator;
 mod workload;
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -53,8 +54,6 @@ struct Lengths {
 }
 
 const N_CALLERS: usize = 6;
-/// Runs at a time.
-const AT_ONCE: usize = 4;
 /// What a number of runs has to come by, to be worth something.
 const EXPECTED: [&str; 8] =
     ["calls", "steps", "reports", "probes", "over budget", "dropped", "removed by a breaker", "provider off"];
@@ -240,8 +239,10 @@ async fn run(spec: Spec) -> History {
 async fn run_all(seeds: std::ops::Range<u64>, length: Duration) {
     let (mut coverage, mut wrong, n_seeds) = (Coverage::default(), Vec::new(), seeds.end - seeds.start);
     let (started, mut seeds, mut running) = (Instant::now(), seeds, JoinSet::new());
+    // One a core: what more of them do to each other's clocks is no server's fault.
+    let at_once = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     loop {
-        while running.len() < AT_ONCE
+        while running.len() < at_once
             && let Some(seed) = seeds.next()
         {
             let spec = Spec::of(seed, length);
