@@ -3,8 +3,7 @@
 #
 # DATA holds the public rows (intents/, outcomes/, benchmarks/; training-data/sources.toml says which and where from),
 # OUT gets models, logs and tables. Steps, all of them by default: default, figures, unseen, pairs, sources, benchmarks.
-# A model that is there already is not trained again. The steps sources and benchmarks, and the linear heads of unseen,
-# have not been run as a whole yet.
+# A model that is there already is not trained again. The steps sources and benchmarks have not been run as a whole yet.
 set -euo pipefail
 data=$1 out=$2
 shift 2
