@@ -42,7 +42,7 @@ impl<Key: Eq + Hash, Value: Clone> Recent<Key, Value> {
         self.entries.peek(key)
     }
 
-    /// Writes an entry as the newest.
+    /// Writes an entry as the newest. Who asks for it while it is written again may find nothing.
     pub fn insert(&self, key: Key, value: Value) {
         // Written over it would stay as old as it is.
         self.entries.remove(&key);

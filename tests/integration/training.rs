@@ -64,6 +64,52 @@ async fn train_writes_a_model_that_every_command_loads() {
     assert!(code == 78 && err.contains("refnud") && err.contains("refund"), "{code}: {err}");
 }
 
+/// Difficulty and complexity are learnt from different things; where there is one of them only, it has to do for both.
+#[test]
+fn answers_and_tiers_teach_together_and_alone() {
+    const EASY: &str = "Say hello to Anna";
+    const HARD: &str = "Prove the theorem of Anna from the axioms and derive every lemma";
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let recipe = "label_field = \"task\"\n[intent]\nhidden = 0\nepochs = 5\n[difficulty]\nmembers = 2\n\
+                  [complexity]\nhidden = 8\nmembers = 3\n";
+    std::fs::write(path("recipe.toml"), recipe).unwrap();
+    let texts = [EASY, HARD].map(|text| json!({"id": text, "text": text}));
+    write_lines(&path("texts.jsonl"), texts.into_iter());
+    for taught in [&["tier"][..], &["outcomes"], &["tier", "outcomes"]] {
+        let rows = (0..120).map(|i| {
+            let hard = i % 2 == 1;
+            let text = if hard { HARD } else { EASY }.replace("Anna", &format!("Anna the {i}th"));
+            let label = if i % 4 < 2 { "a" } else { "b" };
+            let mut row = json!({"id": format!("s/{i}"), "text": text, "task": label});
+            for what in taught {
+                row[*what] = match *what {
+                    "tier" => json!(if hard { "complex" } else { "simple" }),
+                    _ => json!({"little": f64::from(u8::from(!hard)), "big": 1.0}),
+                };
+            }
+            row
+        });
+        write_lines(&path("rows.jsonl"), rows);
+        let (rows, recipe, model) = (path("rows.jsonl"), path("recipe.toml"), path(&taught.join("-")));
+        let train = ["train", "--data", text_of(&rows), "--recipe", text_of(&recipe), "--out", text_of(&model)];
+        let (code, _, err) = run(&train);
+        assert_eq!(code, 0, "{taught:?}: {err}");
+        let (input, output) = (path("texts.jsonl"), path("scores.jsonl"));
+        let score = ["score", "--input", text_of(&input), "--output", text_of(&output), "--model", text_of(&model)];
+        let (code, _, err) = run(&score);
+        assert_eq!(code, 0, "{taught:?}: {err}");
+        let scores = std::fs::read_to_string(&output).unwrap();
+        let scores: Vec<Value> = scores.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let of = |row: usize| {
+            let number = |value: &Value| value.as_f64().unwrap();
+            (number(&scores[row]["difficulty"]), number(&scores[row]["tier_probs"]["complex"]))
+        };
+        let (easy, hard) = (of(0), of(1));
+        assert!(easy.0 + 0.1 < hard.0 && easy.1 < hard.1, "{taught:?}: {easy:?}, {hard:?}");
+    }
+}
+
 #[test]
 fn training_data_that_teaches_nothing_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -68,7 +68,7 @@ pub(super) fn fit_difficulty(
         let z = latent(&network, inputs, &rows);
         Ok((network, calibrate::fit_tier_scale(&z, &true_tiers(corpus, &rows), tier_scale)))
     };
-    let has_answers = corpus.rows.iter().any(|row| !row.outcomes.is_empty());
+    let has_answers = !corpus.indices(Split::Train, |row| !corpus.rows[row].outcomes.is_empty()).is_empty();
     let has_tiers = !corpus.indices(Split::Train, judged).is_empty();
     // Where there is one of the two only, it has to do for both.
     let answers = fit::Explains { answers: 1.0, tiers: recipe.difficulty.tier_weight };
