@@ -75,7 +75,7 @@ fn answers_and_tiers_teach_together_and_alone() {
                   [complexity]\nhidden = 8\nmembers = 3\n";
     std::fs::write(path("recipe.toml"), recipe).unwrap();
     let texts = [EASY, HARD].map(|text| json!({"id": text, "text": text}));
-    write_lines(&path("texts.jsonl"), texts.into_iter());
+    write_lines(&path("texts.jsonl"), texts);
     for taught in [&["tier"][..], &["outcomes"], &["tier", "outcomes"]] {
         let rows = (0..120).map(|i| {
             let hard = i % 2 == 1;
